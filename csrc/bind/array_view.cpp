@@ -1,0 +1,135 @@
+#include "bind/array_view.h"
+
+#include <cstring>
+
+namespace curvk {
+namespace {
+
+// ---- the part of the DLPack 1.3 ABI that is read here -----------------------------------------------------------------
+
+struct DLTensor {
+    void* data;
+    struct {
+        int32_t type, id;
+    } device;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t* shape;
+    int64_t* strides;
+    uint64_t byte_offset;
+};
+
+struct DLPackExchangeApi {
+    struct {
+        uint32_t major, minor;
+    } version;
+    DLPackExchangeApi* previous;
+    void* allocate;
+    void* managed_from_object;
+    void* managed_to_object;
+    int (*tensor_from_object)(void* object, DLTensor* out);
+    void* current_stream;
+};
+
+constexpr int32_t device_cpu = 1;
+constexpr uint8_t code_int = 0, code_float = 2, code_bfloat = 4;
+
+// The exchange table of a tensor type, or null. Only types that define it themselves count, and torch's Parameter, which
+// shares Tensor's storage: other subclasses may wrap tensors that hold no memory of their own.
+const DLPackExchangeApi* exchange_api(PyTypeObject* type) {
+    struct Entry {
+        PyTypeObject* type;
+        const DLPackExchangeApi* api;
+    };
+    static Entry cache[8];  // guarded by the GIL or, without one, by the critical section of the caller
+    static int used = 0;
+    for (int i = 0; i < used; ++i)
+        if (cache[i].type == type) return cache[i].api;
+    const DLPackExchangeApi* api = nullptr;
+    const py::handle handle(reinterpret_cast<PyObject*>(type));
+    const bool own = py::dict(handle.attr("__dict__")).contains("__dlpack_c_exchange_api__");
+    const bool parameter = std::strcmp(type->tp_name, "Parameter") == 0 &&
+                           py::str(handle.attr("__module__")).cast<std::string>() == "torch.nn.parameter";
+    if (own || parameter) {
+        const py::object capsule = py::getattr(handle, "__dlpack_c_exchange_api__", py::none());
+        if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+            api = static_cast<const DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+            if (api->version.major != 1) api = nullptr;
+        }
+    }
+    if (used < 8) {
+        Py_INCREF(type);  // a cached type must not be freed and its address reused
+        cache[used++] = {type, api};
+    }
+    return api;
+}
+
+bool view_of_tensor(PyObject* object, View& view) {
+    const DLPackExchangeApi* api = exchange_api(Py_TYPE(object));
+    if (!api) return false;
+    DLTensor t;
+    if (api->tensor_from_object(object, &t) != 0) {
+        PyErr_Clear();  // curvk._arrays will say what is wrong with it
+        return false;
+    }
+    if (t.device.type != device_cpu || t.dtype.lanes != 1) return false;
+    view.data = static_cast<char*>(t.data) + t.byte_offset;
+    view.shape = t.shape;
+    view.strides = t.strides;
+    view.ndim = t.ndim;
+    view.itemsize = t.dtype.bits / 8;
+    view.stride_unit = view.itemsize;
+    view.format = Format::other;
+    if (t.dtype.code == code_float)
+        view.format = t.dtype.bits == 32   ? Format::f32
+                      : t.dtype.bits == 64 ? Format::f64
+                      : t.dtype.bits == 16 ? Format::f16
+                                           : Format::other;
+    else if (t.dtype.code == code_bfloat && t.dtype.bits == 16)
+        view.format = Format::bf16;
+    else if (t.dtype.code == code_int && t.dtype.bits == 64)
+        view.format = Format::i64;
+    view.writable = true;
+    view.foreign = true;
+    return view.itemsize == 0 || reinterpret_cast<uintptr_t>(view.data) % size_t(view.itemsize) == 0;
+}
+
+Format format_of(int type_num) {
+    using api = py::detail::npy_api;
+    switch (type_num) {
+        case api::NPY_FLOAT_: return Format::f32;
+        case api::NPY_DOUBLE_: return Format::f64;
+        case api::NPY_USHORT_: return Format::u16;
+        case 23: return Format::f16;  // NPY_HALF, which pybind11 does not name
+        case api::NPY_LONG_: return sizeof(long) == 8 ? Format::i64 : Format::other;
+        case api::NPY_LONGLONG_: return Format::i64;
+        default: return Format::other;
+    }
+}
+
+}  // namespace
+
+bool view_of(PyObject* object, View& view) {
+    using api = py::detail::npy_api;
+    static const PyTypeObject* const ndarray = api::get().PyArray_Type_;
+    if (Py_TYPE(object) != ndarray) return view_of_tensor(object, view);
+    const auto* array = py::detail::array_proxy(object);
+    const auto* descr = py::detail::array_descriptor_proxy(array->descr);
+    static_assert(sizeof(ssize_t) == sizeof(int64_t), "NumPy's strides are 64-bit");
+    view.data = array->data;
+    view.shape = reinterpret_cast<const int64_t*>(array->dimensions);
+    view.strides = reinterpret_cast<const int64_t*>(array->strides);
+    view.ndim = array->nd;
+    view.stride_unit = 1;
+    view.format = descr->byteorder == '>' ? Format::other : format_of(descr->type_num);
+    view.itemsize = view.format == Format::f32 ? 4 : view.format == Format::u16 || view.format == Format::f16 ? 2 : 8;
+    view.writable = array->flags & api::NPY_ARRAY_WRITEABLE_;
+    view.foreign = false;
+    if (array->flags & api::NPY_ARRAY_C_CONTIGUOUS_) view.strides = nullptr;
+    return array->flags & api::NPY_ARRAY_ALIGNED_;
+}
+
+}  // namespace curvk

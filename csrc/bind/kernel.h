@@ -1,0 +1,118 @@
+// A kernel as the binder sees it: its arguments, deduced from the C signature, and a way to call it with values chosen at
+// run time. A new kernel needs no edit here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "bind/array_view.h"
+
+namespace curvk {
+
+union Slot {
+    void* pointer;
+    int64_t integer;
+    double real;
+};
+
+struct Argument {
+    enum Kind : uint8_t { table, array, integer, real } kind;
+    Format element;  // of a table or an array
+    bool written;
+    bool nullable = false;
+    std::string name{};
+};
+
+struct Kernel {
+    std::string op;
+    Format format;
+    bool elementwise;
+    std::vector<Argument> arguments;
+    int32_t (*invoke)(void (*function)(), const Slot* slots);
+    void (*function)();
+
+    bool is_list() const { return arguments[0].kind == Argument::table; }
+    // The sizes and count of a list kernel follow from its arrays; the caller does not pass them.
+    bool implied(size_t i) const { return is_list() && (arguments[i].name == "sizes" || arguments[i].name == "count"); }
+    bool is_array(size_t i) const {
+        return (arguments[i].kind == Argument::table || arguments[i].kind == Argument::array) && !implied(i);
+    }
+    int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
+};
+
+inline int64_t itemsize(Format f) {
+    switch (f) {
+        case Format::f32: return 4;
+        case Format::bf16:
+        case Format::f16:
+        case Format::u16: return 2;
+        default: return 8;
+    }
+}
+
+// ---- from a C signature to a Kernel -----------------------------------------------------------------------------------
+
+template <class T>
+constexpr Format element_format(Format sixteen_bit) {
+    using U = std::remove_const_t<T>;
+    if (std::is_same_v<U, float>) return Format::f32;
+    if (std::is_same_v<U, double>) return Format::f64;
+    if (std::is_same_v<U, int64_t>) return Format::i64;
+    if (std::is_same_v<U, uint16_t>) return sixteen_bit;
+    return Format::other;
+}
+
+template <class T>
+Argument argument(Format sixteen_bit) {
+    if constexpr (std::is_same_v<T, int64_t>) {
+        return {Argument::integer, Format::other, false};
+    } else if constexpr (std::is_same_v<T, double>) {
+        return {Argument::real, Format::other, false};
+    } else {
+        using Pointee = std::remove_pointer_t<T>;
+        if constexpr (std::is_pointer_v<Pointee>) {
+            using Element = std::remove_pointer_t<Pointee>;
+            return {Argument::table, element_format<Element>(sixteen_bit), !std::is_const_v<Element>};
+        } else {
+            return {Argument::array, element_format<Pointee>(sixteen_bit), !std::is_const_v<Pointee>};
+        }
+    }
+}
+
+template <class T>
+T value(const Slot& slot) {
+    if constexpr (std::is_same_v<T, int64_t>) return slot.integer;
+    else if constexpr (std::is_same_v<T, double>) return slot.real;
+    else return reinterpret_cast<T>(slot.pointer);
+}
+
+template <class... A, size_t... I>
+int32_t invoke(int32_t (*f)(A...), const Slot* slots, std::index_sequence<I...>) {
+    return f(value<A>(slots[I])...);
+}
+
+template <class... A>
+Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)(A...),
+                   std::initializer_list<const char*> names) {
+    static_assert(sizeof...(A) > 0, "a kernel has arguments");
+    Kernel k{op, format, elementwise, {argument<A>(format)...}, nullptr, reinterpret_cast<void (*)()>(f)};
+    k.invoke = [](void (*function)(), const Slot* slots) {
+        return invoke(reinterpret_cast<int32_t (*)(A...)>(function), slots, std::index_sequence_for<A...>{});
+    };
+    size_t i = 0;
+    for (const char* name : names) {  // a trailing ? marks an argument that may be None
+        k.arguments[i].name = name;
+        if (k.arguments[i].name.back() == '?') {
+            k.arguments[i].name.pop_back();
+            k.arguments[i].nullable = true;
+        }
+        ++i;
+    }
+    return k;
+}
+
+}  // namespace curvk

@@ -1,0 +1,337 @@
+// curvk._core: every kernel of the headers under one generic binder, the level switch and the thread settings.
+//
+// The binder accepts well-formed arrays at speed and nothing else: whatever it does not accept goes to
+// curvk._arrays.resolve, the one place that words errors, which raises or returns plain arrays for a second look.
+#include <algorithm>
+#include <optional>
+
+#include "bind/kernel.h"
+#include "core/strided.h"
+#include "curvk.h"
+
+namespace curvk {
+namespace {
+
+constexpr size_t max_arguments = 32, max_arrays = 16;
+constexpr int64_t keep_gil_below = 8192;  // elements; releasing the GIL costs about as much as stepping these
+
+Format named_format(const std::string& name) {
+    return name == "f32" ? Format::f32 : name == "f64" ? Format::f64 : name == "bf16" ? Format::bf16 : Format::f16;
+}
+
+const std::unordered_map<std::string, std::vector<Kernel>>& registry() {
+    static const auto* const table = [] {
+        auto* t = new std::unordered_map<std::string, std::vector<Kernel>>;
+#define CURVK_KERNEL(op, format, elementwise, function, ...) \
+    (*t)[op].push_back(make_kernel(op, named_format(format), elementwise, function, {__VA_ARGS__}));
+#include "bindings.inc"
+#undef CURVK_KERNEL
+        return t;
+    }();
+    return *table;
+}
+
+py::object python(const char* module, const char* name) { return py::module_::import(module).attr(name); }
+
+struct StridedRow {
+    std::vector<int64_t> shape;
+    std::vector<StridedArray> arrays;  // one per array argument; data is null for an absent one
+};
+
+// Arrays bound to a kernel: checked, and laid out as the tables it takes.
+class Plan {
+   public:
+    Plan(const std::string& op, const py::tuple& columns, const py::object& format) : op_(op) {
+        const auto found = registry().find(op);
+        if (found == registry().end()) throw py::key_error("no kernel named " + op);
+        variants_ = &found->second;
+        if (!format.is_none()) fixed_format_ = int(named_format(py::str(format)));
+        rebind(columns);
+    }
+
+    // Takes other arrays in place of the present ones; costs some tens of nanoseconds per array.
+    void rebind(const py::tuple& columns) {
+        bool accepted = bind(columns, false);
+        if (!accepted) {
+            const py::object format = fixed_format_ < 0 ? py::object(py::none()) : py::str(kernel_format_name());
+            const py::tuple resolved = python("curvk._arrays", "resolve")(op_, columns, format);
+            if (!bind(resolved[0], true)) throw std::runtime_error(op_ + ": the binder refuses arrays that were resolved");
+            foreign_ = resolved[1].cast<py::list>();  // the tensors behind the plain arrays
+        }
+    }
+
+    void run(const py::tuple& scalars) {
+        if (!kernel_) throw std::runtime_error(op_ + ": the plan's last arrays were refused; rebind it");
+        const Kernel& k = *kernel_;
+        const size_t n = k.arguments.size();
+        Slot slots[max_arguments];
+        size_t column = 0, given = 0;
+        for (size_t i = 0; i < n; ++i) {
+            const Argument& a = k.arguments[i];
+            if (k.implied(i)) {
+                if (a.kind == Argument::integer) slots[i].integer = int64_t(sizes_.size());
+                else slots[i].pointer = sizes_.data();
+            } else if (k.is_array(i)) {
+                auto& addresses = tables_[column++];
+                if (a.kind == Argument::array) slots[i].pointer = addresses.empty() ? nullptr : addresses[0];
+                else slots[i].pointer = addresses.empty() ? nullptr : addresses.data();
+            } else {
+                if (given >= scalars.size()) throw py::type_error(op_ + ": too few scalars");
+                slots[i] = scalar(a, scalars[given++]);
+            }
+        }
+        if (given != scalars.size()) throw py::type_error(op_ + ": too many scalars");
+        int32_t status = CURVK_OK;
+        {
+            std::optional<py::gil_scoped_release> released;
+            if (total_ >= keep_gil_below) released.emplace();
+            if (strided_.empty() || !sizes_.empty()) status = k(slots);
+            for (size_t row = 0; row < strided_.size() && status == CURVK_OK; ++row) status = run_row(strided_[row], slots);
+        }
+        if (status > 0) {
+            const auto [name, position] = scalar_at(size_t(status) - 1);
+            python("curvk._errors", "out_of_range")(op_, name, scalars[position]);
+        }
+        if (status < 0) throw std::runtime_error(op_ + ": out of memory");
+        if (!foreign_.empty()) python("curvk._arrays", "written")(foreign_);
+        if (curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();
+    }
+
+   private:
+    struct Interval {
+        uintptr_t begin, end;
+        bool operator<(const Interval& o) const { return begin < o.begin; }
+    };
+
+    const char* kernel_format_name() const {
+        switch (Format(fixed_format_)) {
+            case Format::f32: return "f32";
+            case Format::f64: return "f64";
+            case Format::bf16: return "bf16";
+            default: return "f16";
+        }
+    }
+
+    const Kernel* variant(const View& first) const {
+        for (const Kernel& k : *variants_) {
+            if (fixed_format_ >= 0) {
+                if (int(k.format) == fixed_format_) return &k;
+            } else {
+                for (const Argument& a : k.arguments)  // the first array decides
+                    if (a.kind == Argument::table || a.kind == Argument::array) {
+                        if (accepts(a.element, first.format)) return &k;
+                        break;
+                    }
+            }
+        }
+        return nullptr;
+    }
+
+    // Item `row` of a column: a list's item, or the column itself where it is one array.
+    static PyObject* item(PyObject* column, size_t row) {
+        return PyList_CheckExact(column) ? PyList_GET_ITEM(column, Py_ssize_t(row)) : column;
+    }
+    static size_t length(PyObject* column) { return PyList_CheckExact(column) ? size_t(PyList_GET_SIZE(column)) : 1; }
+
+    // Fills the tables. False where anything is unusual; the plan is then unusable until a bind succeeds. `resolved`
+    // arrays were checked in Python: rows whose layouts differ are kept as strided rows instead of refused.
+    bool bind(const py::tuple& columns, bool resolved) {
+        kernel_ = nullptr;
+        tables_.clear();
+        sizes_.clear();
+        strided_.clear();
+        written_.clear();
+        read_.clear();
+        total_ = 0;
+        foreign_ = py::list();
+        const size_t rows = length(columns[0].ptr());
+        View first;
+        if (rows > 0 && !view_of(item(columns[0].ptr(), 0), first)) return false;
+        const Kernel* k = rows > 0 ? variant(first) : &variants_->front();
+        if (!k) return false;
+
+        arrays_.clear();
+        for (size_t i = 0; i < k->arguments.size(); ++i)
+            if (k->is_array(i)) arrays_.push_back(&k->arguments[i]);
+        if (arrays_.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
+        tables_.resize(arrays_.size());
+        for (size_t c = 0; c < arrays_.size(); ++c) {
+            PyObject* column = columns[c].ptr();
+            if (column == Py_None) {
+                if (!arrays_[c]->nullable) return false;
+            } else if (arrays_[c]->kind == Argument::table) {
+                if (length(column) != rows) return false;
+            } else {
+                View v;
+                if (!view(column, *arrays_[c], v) || !v.c_contiguous()) return false;
+                tables_[c].push_back(v.data);
+                note(v, *arrays_[c], column);
+                total_ += k->is_list() ? 0 : v.size();
+            }
+        }
+        if (k->is_list())
+            for (size_t row = 0; row < rows; ++row)
+                if (!bind_row(columns, row, resolved && k->elementwise)) return false;
+        if (!resolved && overlapping()) return false;
+        kernel_ = k;
+        columns_ = columns;
+        return true;
+    }
+
+    bool bind_row(const py::tuple& columns, size_t row, bool allow_strided) {
+        View views[max_arrays];
+        bool flat = true;
+        for (size_t c = 0; c < arrays_.size(); ++c) {
+            PyObject* column = columns[c].ptr();
+            if (arrays_[c]->kind != Argument::table || column == Py_None) continue;
+            if (!view(item(column, row), *arrays_[c], views[c]) || !views[c].same_shape(views[0])) return false;
+            flat = flat && views[c].same_dense_layout(views[0]);
+        }
+        if (!flat && !allow_strided) return false;
+        const int64_t n = views[0].size();
+        if (n == 0) return true;
+        total_ += n;
+        if (flat) sizes_.push_back(n);
+        else strided_.push_back({{views[0].shape, views[0].shape + views[0].ndim}, {}});
+        for (size_t c = 0; c < arrays_.size(); ++c) {
+            const Argument& a = *arrays_[c];
+            const View& v = views[c];
+            if (a.kind != Argument::table) continue;
+            if (!flat) {
+                strided_.back().arrays.push_back({v.data, itemsize(a.element), a.written, {}});
+                for (int axis = 0; v.data && axis < v.ndim; ++axis)
+                    strided_.back().arrays.back().strides.push_back(v.step(axis));
+            } else if (v.data) {
+                tables_[c].push_back(v.data);
+            }
+            if (v.data) note(v, a, item(columns[c].ptr(), row));
+        }
+        return true;
+    }
+
+    static bool view(PyObject* object, const Argument& a, View& v) {
+        return view_of(object, v) && accepts(a.element, v.format) && (v.writable || !a.written);
+    }
+
+    // Remembers the memory an array takes and, if it is written, its owner.
+    void note(const View& v, const Argument& a, PyObject* object) {
+        const auto begin = reinterpret_cast<uintptr_t>(v.data);
+        (a.written ? written_ : read_).push_back({begin, begin + size_t(v.size() * v.itemsize)});
+        if (v.foreign && a.written) foreign_.append(py::handle(object));
+    }
+
+    // True where a written array shares memory with any other.
+    bool overlapping() {
+        std::sort(written_.begin(), written_.end());
+        for (size_t i = 1; i < written_.size(); ++i)
+            if (written_[i].begin < written_[i - 1].end) return true;
+        for (const Interval& r : read_) {
+            const auto after = std::lower_bound(written_.begin(), written_.end(), Interval{r.end, 0});
+            if (after != written_.begin() && std::prev(after)->end > r.begin) return true;
+        }
+        return false;
+    }
+
+    Slot scalar(const Argument& a, const py::handle& object) const {
+        Slot slot;
+        if (a.kind == Argument::real) {
+            slot.real = PyFloat_AsDouble(object.ptr());
+        } else {
+            const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+            slot.integer = index ? PyLong_AsLongLong(index.ptr()) : -1;
+        }
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+            python("curvk._errors", "not_a_number")(op_, a.name, object, a.kind == Argument::integer);
+        }
+        return slot;
+    }
+
+    // The name and place among the given scalars of argument i.
+    std::pair<std::string, size_t> scalar_at(size_t i) const {
+        size_t place = 0;
+        for (size_t j = 0; j < i; ++j)
+            if (!kernel_->is_array(j) && !kernel_->implied(j)) ++place;
+        return {kernel_->arguments[i].name, place};
+    }
+
+    int32_t run_row(const StridedRow& row, const Slot* slots) const {
+        struct Call {
+            const Plan* plan;
+            const Slot* slots;
+        } call{this, slots};
+        return run_strided(
+            row.shape, row.arrays,
+            [](void* context, void* const* blocks, int64_t n) {
+                const auto& c = *static_cast<const Call*>(context);
+                const Kernel& k = *c.plan->kernel_;
+                Slot own[max_arguments];
+                size_t column = 0;
+                for (size_t i = 0; i < k.arguments.size(); ++i) {
+                    own[i] = c.slots[i];
+                    if (k.implied(i)) {
+                        if (k.arguments[i].kind == Argument::integer) own[i].integer = 1;
+                        else own[i].pointer = &n;
+                    } else if (k.is_array(i)) {
+                        void* const* const block = blocks + column++;
+                        own[i].pointer = *block ? const_cast<void**>(block) : nullptr;
+                    }
+                }
+                return k(own);
+            },
+            &call);
+    }
+
+    static void warn_forked() {
+        static bool warned = false;
+        if (warned) return;
+        warned = true;
+        if (PyErr_WarnEx(PyExc_RuntimeWarning,
+                         "curvk runs on one thread in a forked process, where OpenMP's threads are gone; start the "
+                         "process with the spawn or forkserver method to use more",
+                         1))
+            throw py::error_already_set();
+    }
+
+    std::string op_;
+    const std::vector<Kernel>* variants_;
+    int fixed_format_ = -1;
+    const Kernel* kernel_ = nullptr;
+    std::vector<const Argument*> arrays_;       // the kernel's array arguments, in the order of the columns
+    std::vector<std::vector<void*>> tables_;    // their addresses
+    std::vector<int64_t> sizes_;                // elements per flat row
+    std::vector<StridedRow> strided_;
+    std::vector<Interval> written_, read_;
+    int64_t total_ = 0;
+    py::tuple columns_;   // keeps the arrays alive
+    py::list foreign_;    // written tensors, whose owner counts versions
+};
+
+}  // namespace
+}  // namespace curvk
+
+PYBIND11_MODULE(_core, m) {
+    using curvk::Plan;
+    namespace py = curvk::py;
+    m.doc() = "Compiled kernels; use curvk.kernels, which documents them.";
+    py::class_<Plan>(m, "Plan", "Arrays bound to a kernel once; see curvk._backend.Plan.")
+        .def(py::init<const std::string&, const py::tuple&, const py::object&>(), py::arg("op"), py::arg("columns"),
+             py::arg("format") = py::none())
+        .def("rebind", &Plan::rebind, py::arg("columns"))
+        .def("run", &Plan::run, py::arg("scalars"));
+    m.def(
+        "call",
+        [](const std::string& op, const py::tuple& columns, const py::tuple& scalars, const py::object& format) {
+            Plan(op, columns, format).run(scalars);
+        },
+        py::arg("op"), py::arg("columns"), py::arg("scalars"), py::arg("format") = py::none());
+    m.def("simd", &curvk_simd);
+    m.def("simd_available", &curvk_simd_available, py::arg("level"));
+    m.def("set_simd", &curvk_set_simd, py::arg("level"));
+    m.def("num_threads", &curvk_num_threads);
+    m.def("threads_reason", &curvk_threads_reason);
+    m.def("set_num_threads", &curvk_set_num_threads, py::arg("n"));
+    m.def("set_thread_limit", &curvk_set_thread_limit, py::arg("n"));
+    m.def("openmp", &curvk_openmp);
+    m.def("version", &curvk_version);
+}

@@ -1,0 +1,77 @@
+// Storage formats. A Format tells how an element is stored (T), in which type it is computed (S), and converts one
+// element each way. The 16-bit conversions are integer code with selects instead of branches, so that they vectorise
+// at every level and give the same bits as F16C, which v2 lacks.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace CURVK_LEVEL {
+namespace {
+
+inline uint32_t bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+inline float float_of(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+struct F32 {
+    using T = float;
+    using S = float;
+    static S load(T x) { return x; }
+    static T store(S x) { return x; }
+};
+
+struct F64 {
+    using T = double;
+    using S = double;
+    static S load(T x) { return x; }
+    static T store(S x) { return x; }
+};
+
+struct BF16 {
+    using T = uint16_t;
+    using S = float;
+    static S load(T x) { return float_of(uint32_t{x} << 16); }
+    static T store(S x) {
+        const uint32_t u = bits_of(x);
+        const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+        const uint32_t quiet = (u >> 16) | 0x40u;                         // a NaN must not round up to infinity
+        return static_cast<T>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+};
+
+struct F16 {
+    using T = uint16_t;
+    using S = float;
+    static S load(T x) {
+        const uint32_t magnitude = uint32_t{x} & 0x7fffu, sign = (uint32_t{x} & 0x8000u) << 16;
+        // Normal: move the exponent from bias 15 to 127. Infinity and NaN: fill the exponent. Subnormal: the significand
+        // counts units of 2^-24, which a conversion from integer and a product by a power of two give exactly.
+        const uint32_t normal = (magnitude << 13) + (uint32_t{127 - 15} << 23);
+        const uint32_t special = (magnitude << 13) | 0x7f800000u;
+        const uint32_t tiny = bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+        const uint32_t quiet = magnitude > 0x7c00u ? 0x00400000u : 0u;
+        const uint32_t large = magnitude >= 0x7c00u ? (special | quiet) : normal;
+        return float_of(sign | (magnitude < 0x0400u ? tiny : large));
+    }
+    static T store(S x) {
+        const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
+        // Normal: move the exponent and round the 13 lost bits to nearest even; a carry runs into the exponent rightly.
+        const uint32_t odd = (magnitude >> 13) & 1u;
+        const uint32_t normal = (magnitude - (uint32_t{127 - 15} << 23) + 0xfffu + odd) >> 13;
+        // Subnormal result: adding 1/2 leaves units of 2^-24 in the low bits of the sum, rounded by the adder.
+        const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+        const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x1ffu) : 0x7c00u;
+        const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;  // 2^-14, the smallest normal
+        return static_cast<T>(sign | (magnitude >= 0x477ff000u ? special : finite));  // 65520 rounds to infinity
+    }
+};
+
+}  // namespace
+}  // namespace CURVK_LEVEL

@@ -1,0 +1,58 @@
+// What a kernel file includes. Kernel files are compiled once per SIMD level with CURVK_LEVEL set to that level's
+// namespace, and everything they define or instantiate lives there: a weak symbol shared by two levels would let the
+// linker hand AVX-512 code to a machine without it. Hence no standard library beyond C's headers, no static
+// initialisers, and a check of the objects in CI.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/team.h"
+
+#define CURVK_API  // inside a level's namespace the declarations have C++ linkage
+
+#include "core/half.h"
+#include "core/lanes.h"
+#include "curvk/base.h"
+
+namespace CURVK_LEVEL {
+namespace {
+
+// Elements per thread below which a second thread costs more than it brings (measured with the 28-byte Adam step).
+constexpr int64_t elementwise_grain = 16384;
+
+// The only bridge to the team: f(begin, end) on contiguous ranges that cover [0, n).
+template <class F>
+void for_ranges(int64_t n, int64_t grain, F f) {
+    curvk::run_ranges(
+        n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); }, &f);
+}
+
+// Calls f(row, offset, length) so that all elements of `count` arrays are covered, in one parallel region: the arrays
+// are laid end to end and the team takes equal shares, whatever their sizes.
+template <class F>
+void for_list(const int64_t* sizes, int64_t count, int64_t grain, F f) {
+    int64_t total = 0;
+    for (int64_t row = 0; row < count; ++row) total += sizes[row];
+    for_ranges(total, grain, [&](int64_t begin, int64_t end) {
+        int64_t first = 0;  // where the row starts in the joined index
+        for (int64_t row = 0; row < count && first < end; first += sizes[row++]) {
+            const int64_t from = begin > first ? begin - first : 0;
+            const int64_t to = end - first < sizes[row] ? end - first : sizes[row];
+            if (from < to) f(row, from, to - from);
+        }
+    });
+}
+
+// x^n for n >= 0 by squaring, so that C++ and the Python twins agree in the last bit (libm's pow differs by platform).
+inline double power(double x, int64_t n) {
+    double result = 1;
+    for (; n > 0; n >>= 1, x *= x)
+        if (n & 1) result *= x;
+    return result;
+}
+
+}  // namespace
+}  // namespace CURVK_LEVEL

@@ -1,0 +1,103 @@
+#include "core/strided.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "core/team.h"
+#include "curvk/base.h"
+
+namespace curvk {
+namespace {
+
+constexpr int64_t block_length = 1024;  // five arrays of 8-byte elements stay in a 48 KiB L1 cache
+
+// Walks elements [start, start + n) of a strided array in C order of the logical index.
+template <class F>
+void walk(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t start, int64_t n, F f) {
+    const size_t rank = shape.size();
+    std::vector<int64_t> index(rank);
+    int64_t offset = 0;
+    for (size_t axis = rank; axis-- > 0;) {
+        index[axis] = start % shape[axis];
+        start /= shape[axis];
+        offset += index[axis] * strides[axis];
+    }
+    for (int64_t i = 0; i < n;) {
+        if (rank == 0) {
+            f(i++, offset);
+            continue;
+        }
+        const size_t last = rank - 1;
+        const int64_t left = shape[last] - index[last], run = left < n - i ? left : n - i;
+        for (int64_t k = 0; k < run; ++k) f(i + k, offset + k * strides[last]);
+        i += run;
+        index[last] += run;
+        offset += run * strides[last];
+        for (size_t axis = last; index[axis] == shape[axis] && axis > 0; --axis) {
+            offset += strides[axis - 1] - shape[axis] * strides[axis];
+            index[axis] = 0;
+            ++index[axis - 1];
+        }
+    }
+}
+
+template <class Word>
+void copy_words(const std::vector<int64_t>& shape, const StridedArray& array, int64_t start, int64_t n, char* block,
+                bool gather) {
+    walk(shape, array.strides, start, n, [&](int64_t i, int64_t offset) {
+        char* here = block + i * int64_t(sizeof(Word));
+        char* there = array.data + offset;
+        std::memcpy(gather ? here : there, gather ? there : here, sizeof(Word));
+    });
+}
+
+void copy(const std::vector<int64_t>& shape, const StridedArray& array, int64_t start, int64_t n, char* block,
+          bool gather) {
+    switch (array.itemsize) {
+        case 2: return copy_words<uint16_t>(shape, array, start, n, block, gather);
+        case 4: return copy_words<uint32_t>(shape, array, start, n, block, gather);
+        default: return copy_words<uint64_t>(shape, array, start, n, block, gather);
+    }
+}
+
+}  // namespace
+
+int32_t run_strided(const std::vector<int64_t>& shape, const std::vector<StridedArray>& arrays, BlockFunction f,
+                    void* context) {
+    int64_t n = 1;
+    for (const int64_t length : shape) n *= length;
+    struct Job {
+        const std::vector<int64_t>& shape;
+        const std::vector<StridedArray>& arrays;
+        BlockFunction f;
+        void* context;
+        int64_t n;
+        std::atomic<int32_t> status;
+    } job{shape, arrays, f, context, n, {CURVK_OK}};
+    const int64_t blocks = (n + block_length - 1) / block_length;
+    run_ranges(
+        blocks, 4,
+        [](void* data, int64_t begin, int64_t end) {
+            Job& j = *static_cast<Job*>(data);
+            std::vector<char> memory(j.arrays.size() * block_length * 8);
+            std::vector<void*> tables(j.arrays.size());
+            for (size_t a = 0; a < tables.size(); ++a)
+                tables[a] = j.arrays[a].data ? memory.data() + a * block_length * 8 : nullptr;
+            for (int64_t b = begin; b < end && j.status.load() == CURVK_OK; ++b) {
+                const int64_t start = b * block_length, left = j.n - start, length = left < block_length ? left : block_length;
+                for (size_t a = 0; a < tables.size(); ++a)
+                    if (tables[a]) copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), true);
+                if (const int32_t status = j.f(j.context, tables.data(), length)) {
+                    j.status.store(status);
+                    return;
+                }
+                for (size_t a = 0; a < tables.size(); ++a)
+                    if (tables[a] && j.arrays[a].written)
+                        copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), false);
+            }
+        },
+        &job);
+    return job.status.load();
+}
+
+}  // namespace curvk

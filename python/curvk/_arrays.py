@@ -1,0 +1,213 @@
+"""What counts as an array, and the checks before a kernel writes to one.
+
+The compiled binder accepts well-formed arrays by itself; everything else comes here. So this module words all errors
+about arrays, turns tensors and buffers into NumPy views, and serves the Numba twins, which have no binder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._errors import message
+from ._signatures import Argument, Function, ops
+
+Array = Any
+"""A NumPy array, a torch CPU tensor, or an object with DLPack or the buffer protocol.
+
+uint16 NumPy arrays are bfloat16 bit patterns, as are arrays of ml_dtypes.bfloat16.
+"""
+Column = Any  # one array, a list of arrays, or None
+
+_ELEMENTS = {"float": "float32", "double": "float64", "int64_t": "int64"}
+_FORMAT_DTYPES = {"f32": "float32", "f64": "float64", "bf16": "uint16", "f16": "float16"}
+_FORMAT_NAMES = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16"}
+_CPU_DEVICES = (1,)  # DLPack's kDLCPU
+
+
+def dtype_of(argument: Argument, fmt: str) -> np.dtype[Any]:
+    """The NumPy dtype that an array argument needs in the kernel of a format."""
+    return np.dtype(_ELEMENTS.get(argument.element) or _FORMAT_DTYPES[fmt])
+
+
+def _numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
+    """`x` as a NumPy array over the same memory; bfloat16 as uint16."""
+
+    def refuse(error: type[Exception], found: str, needed: str, remedy: str = "") -> Exception:
+        return error(message(function, label, found, needed, remedy))
+
+    if isinstance(x, np.ndarray):
+        if type(x) not in (np.ndarray, np.memmap):
+            raise refuse(TypeError, type(x).__name__, "a plain NumPy array", f"use np.asarray({label})")
+        x = np.asarray(x)
+        return x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if type(x) not in (torch.Tensor, torch.nn.Parameter):
+            raise refuse(TypeError, type(x).__name__, "a plain torch.Tensor or Parameter")
+        if x.layout != torch.strided:
+            raise refuse(TypeError, f"a tensor with layout {x.layout}", "a dense tensor", f"use {label}.to_dense()")
+        if x.device.type != "cpu":
+            raise refuse(BufferError, f"a tensor on device {x.device}", "a CPU tensor", f"use {label}.cpu()")
+        x = x.detach()
+        if x.is_conj() or x.is_neg():
+            raise refuse(ValueError, "a lazily conjugated or negated tensor", "a plain one", f"use {label}.resolve_neg()")
+        view: np.ndarray[Any, Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+        return view
+    if hasattr(x, "__dlpack__"):
+        if x.__dlpack_device__()[0] not in _CPU_DEVICES:
+            raise refuse(BufferError, f"an array on DLPack device {tuple(map(int, x.__dlpack_device__()))}", "a CPU array")
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise refuse(TypeError, f"{type(x).__name__} ({error})", "an array NumPy can view") from error
+    if not isinstance(x, (list, tuple)):
+        try:
+            return np.asarray(memoryview(x))
+        except (TypeError, ValueError):
+            pass
+    raise refuse(TypeError, type(x).__name__, "an array", f"use np.asarray({label}, dtype=np.float32)")
+
+
+def _pick(op: str, first: np.ndarray[Any, Any], label: str, fmt: str | None) -> Function:
+    """The kernel for the dtype of the first array."""
+    kernels = ops()[op]
+    if fmt is not None:
+        return kernels[fmt]
+    for name, kernel in kernels.items():
+        if first.dtype == dtype_of(kernel.arrays[0], name):
+            return kernel
+    if first.dtype.newbyteorder("=") in [dtype_of(k.arrays[0], n) for n, k in kernels.items()]:
+        remedy = f"use {label}.astype({label}.dtype.newbyteorder('='))"
+        raise TypeError(message(op, label, f"{first.dtype.str}", "native byte order", remedy))
+    needed = " or ".join(_FORMAT_NAMES[n] for n in kernels)
+    raise TypeError(message(op, label, str(first.dtype), needed, f"use {label}.astype(np.float32)"))
+
+
+def _overlaps_itself(x: np.ndarray[Any, Any]) -> bool:
+    """True where two indices may mean one address (broadcast or overlapping windows)."""
+    reach = x.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
+def _check_one(op: str, x: np.ndarray[Any, Any], label: str, a: Argument, fmt: str, like: str) -> None:
+    dtype = dtype_of(a, fmt)
+    if x.dtype != dtype:
+        if x.dtype.newbyteorder("=") == dtype:
+            remedy = f"use {label}.astype({label}.dtype.newbyteorder('='))"
+            raise TypeError(message(op, label, x.dtype.str, f"{dtype} in native byte order", remedy))
+        name = "bfloat16 (as uint16)" if fmt == "bf16" and dtype == np.uint16 else dtype.name
+        remedy = "" if dtype == np.uint16 else f"use {label}.astype(np.{dtype})"
+        raise TypeError(message(op, label, str(x.dtype), name + (f" like '{like}'" if like else ""), remedy))
+    if a.written and not x.flags.writeable:
+        raise BufferError(message(op, label, "a read-only array", "a writable one", f"use {label}.copy()"))
+    if not x.flags.aligned:
+        raise ValueError(message(op, label, "a misaligned array", f"{x.itemsize}-byte alignment", f"use {label}.copy()"))
+    if a.written and x.size and _overlaps_itself(x):
+        found = f"strides {x.strides} that meet an element twice"
+        raise ValueError(message(op, label, found, "elements of its own", f"use {label}.copy()"))
+
+
+def _check_overlap(op: str, entries: list[tuple[str, bool, np.ndarray[Any, Any]]]) -> None:
+    """Raises where a written array shares memory with another one."""
+    spans = sorted(
+        ((*np.lib.array_utils.byte_bounds(x), label, written, x) for label, written, x in entries if x.size),
+        key=lambda s: (s[0], s[1]),
+    )
+    open_spans: list[Any] = []
+    for span in spans:
+        open_spans = [s for s in open_spans if s[1] > span[0]]
+        for other in open_spans:
+            if (span[3] or other[3]) and np.shares_memory(span[4], other[4]):
+                first, second = sorted((other, span), key=lambda s: [e[0] for e in entries].index(s[2]))
+                found = f"memory shared with '{first[2]}'"
+                raise ValueError(message(op, second[2], found, "memory of its own", f"use {second[2]}.copy()"))
+        open_spans.append(span)
+
+
+@dataclass
+class Resolved:
+    """Checked arguments: the kernel, its columns as plain arrays, and the tensors behind those it writes."""
+
+    kernel: Function
+    columns: tuple[Column, ...]
+    foreign: list[Any]
+
+
+def _rows(column: Column) -> int:
+    return len(column) if type(column) is list else 1
+
+
+def _items(column: Column, name: str) -> Iterator[tuple[str, Any]]:
+    if type(column) is list:
+        yield from ((f"{name}[{i}]", x) for i, x in enumerate(column))
+    else:
+        yield name, column
+
+
+def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resolved:
+    """Checks the array arguments of a kernel; raises, or returns NumPy arrays over the same memory.
+
+    A column is one array, a list of arrays (for kernels that take tables) or None. Arrays that are only read may be
+    copied where a kernel that is not elementwise needs them contiguous; arrays that are written never are.
+    """
+    generic = next(iter(ops()[op].values()))
+    first_label, first = next(_items(columns[0], generic.arrays[0].name), (generic.arrays[0].name, None))
+    kernel = generic if first is None else _pick(op, _numpy_view(first, op, first_label), first_label, fmt)
+    assert kernel.format is not None
+    rows = _rows(columns[0])
+    out: list[Column] = []
+    foreign: list[Any] = []
+    entries: list[tuple[str, bool, np.ndarray[Any, Any]]] = []
+    for argument, column in zip(kernel.arrays, columns, strict=True):
+        if column is None:
+            if not argument.nullable:
+                raise TypeError(message(op, argument.name, "None", "an array"))
+            out.append(None)
+            continue
+        listed = kernel.is_list and argument.pointers == 2
+        if listed and _rows(column) != rows:
+            found, needed = f"{_rows(column)} arrays", f"{rows}, one for each in '{kernel.arrays[0].name}'"
+            raise ValueError(message(op, argument.name, found, needed))
+        views: list[np.ndarray[Any, Any]] = []
+        for i, (label, item) in enumerate(_items(column, argument.name)):
+            x = _numpy_view(item, op, label)
+            _check_one(op, x, label, argument, kernel.format, "" if label == first_label else first_label)
+            if listed and out:
+                reference = out[0][i]
+                if x.shape != reference.shape:
+                    base = first_label.replace("[0]", f"[{i}]")
+                    raise ValueError(message(op, label, f"shape {x.shape}", f"shape {reference.shape} like '{base}'"))
+            if not (kernel.is_list and kernel.elementwise) and not x.flags.c_contiguous:
+                if argument.written:
+                    found = f"strides {x.strides} for shape {x.shape}"
+                    raise ValueError(message(op, label, found, "a C-contiguous array", f"use np.ascontiguousarray({label})"))
+                x = np.ascontiguousarray(x)
+            if argument.written and not isinstance(item, np.ndarray):
+                foreign.append(item)
+            entries.append((label, argument.written, x))
+            views.append(x)
+        out.append(views if listed else views[0])
+    _check_overlap(op, entries)
+    return Resolved(kernel, tuple(out), foreign)
+
+
+def resolve(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> tuple[tuple[Column, ...], list[Any]]:
+    """`check` in the form the compiled binder takes."""
+    resolved = check(op, columns, fmt)
+    return resolved.columns, resolved.foreign
+
+
+def written(foreign: list[Any]) -> None:
+    """Tells torch that tensors were written, so that a backward pass that saved one notices."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.autograd.graph.increment_version([t for t in foreign if isinstance(t, torch.Tensor)])

@@ -1,0 +1,198 @@
+"""Which code runs: the backend, the SIMD level, and the one door to the kernels."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from ._arrays import Column
+
+try:
+    from ._build import compiled, version
+except ModuleNotFoundError as error:  # a source folder on sys.path, never built
+    raise ImportError("curvk is not installed; from its source folder run: pip install .") from error
+
+REBUILD = "pip install --force-reinstall --no-deps --no-binary curvk --no-cache-dir curvk (or: pip install . in its source)"
+BACKENDS = ("cpp", "numba", "python")
+
+core: Any = None
+if compiled:
+    try:
+        from . import _core as core
+    except ImportError as error:
+        raise ImportError(
+            f"curvk's compiled kernels do not load: {error}. Rebuild them with: {REBUILD}. "
+            "If the message names static TLS, import curvk before the library that uses it up."
+        ) from error
+
+_backend = ""
+_reason = ""
+_warned = False
+
+
+def _need(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, needs one of {', '.join(BACKENDS)}")
+    if name == "cpp" and not compiled:
+        raise ValueError(f"backend: 'cpp' is not in this pure-Python build; rebuild with: {REBUILD}")
+    return name
+
+
+def get_backend() -> str:
+    """The backend in force: "cpp", "numba" or "python"."""
+    return _backend
+
+
+def backend_reason() -> str:
+    """Why that backend is in force."""
+    return _reason
+
+
+class _Switch:
+    """Applies a backend at once and, used as a context manager, undoes it."""
+
+    def __init__(self, name: str) -> None:
+        global _backend, _reason
+        self.before = (_backend, _reason)
+        _backend, _reason = _need(name), f"curvk.use_backend({name!r})"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        global _backend, _reason
+        _backend, _reason = self.before
+
+
+def use_backend(name: str) -> _Switch:
+    """Chooses the backend for the process: "cpp" (compiled kernels), "numba" (their twins) or "python" (twins, unjitted).
+
+    Works as a plain call and as a context manager that restores the backend before. The environment variable
+    CURVK_BACKEND sets the start value. The results are the same bits.
+
+    Raises:
+        ValueError: an unknown name, or "cpp" in a build without compiled kernels.
+
+    >>> import curvk
+    >>> with curvk.use_backend("numba"):
+    ...     curvk.get_backend()
+    'numba'
+    """
+    return _Switch(name)
+
+
+def _warn_uncompiled() -> None:
+    global _warned
+    if not compiled and not _warned:
+        _warned = True
+        warnings.warn(
+            "curvk was installed without compiled kernels (no working C++17 compiler was found) and runs its Numba twins: "
+            f"same results, one thread. To compile: {REBUILD}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _door() -> ModuleType:
+    if _backend == "cpp":
+        return core  # type: ignore[no-any-return]
+    _warn_uncompiled()
+    from . import _twins
+
+    return _twins
+
+
+def call(op: str, columns: tuple[Column, ...], scalars: tuple[Any, ...], format: str | None = None) -> None:
+    """Runs a kernel once on arrays (columns) and scalars, both in the header's order."""
+    if _backend == "cpp":
+        core.call(op, columns, scalars, format)
+    else:
+        _door().call(op, columns, scalars, format)
+
+
+class Plan:
+    """Arrays bound to a kernel: checked once, run as often as wanted.
+
+    A column is one array, a list of arrays or None. The plan holds references to the arrays.
+    """
+
+    def __init__(self, op: str, columns: tuple[Column, ...]) -> None:
+        self._op, self._columns = op, columns
+        self._made_for = ""
+        self._ready()
+
+    def _ready(self) -> Any:
+        if self._made_for != _backend:
+            self._plan = _door().Plan(self._op, self._columns)
+            self._made_for = _backend
+        return self._plan
+
+    def rebind(self, columns: tuple[Column, ...]) -> None:
+        """Takes other arrays in place of the present ones, checked again (some tens of nanoseconds each)."""
+        if self._made_for == _backend:
+            self._plan.rebind(columns)
+        self._columns = columns
+
+    def run(self, scalars: tuple[Any, ...]) -> None:
+        """Runs the kernel with these scalars, in the header's order."""
+        self._ready().run(scalars)
+
+
+# ---- SIMD level ---------------------------------------------------------------------------------------------------------
+
+_LEVELS = {"v2": 2, "v3": 3, "v4": 4, "armv8-a": 8, "default": 0}
+
+
+def get_simd() -> str:
+    """The SIMD level in force: "v2", "v3", "v4" (x86-64 levels), "armv8-a", or "none" without compiled kernels."""
+    return "none" if core is None else next(k for k, v in _LEVELS.items() if v == core.simd())
+
+
+def simd_levels() -> list[str]:
+    """The levels that this build has and this machine runs, lowest first."""
+    return [] if core is None else [k for k, v in _LEVELS.items() if core.simd_available(v)]
+
+
+def set_simd(level: str) -> None:
+    """Forces a SIMD level for the process; CURVK_SIMD sets the start value. The results are the same bits.
+
+    Raises:
+        ValueError: the level is unknown, not in this build, or not run by this machine.
+
+    >>> import curvk
+    >>> curvk.set_simd(curvk.simd_levels()[0])
+    >>> curvk.set_simd(curvk.simd_levels()[-1])
+    """
+    if level not in simd_levels():
+        raise ValueError(f"set_simd: argument 'level': got {level!r}, needs one of {', '.join(simd_levels()) or 'none'}")
+    core.set_simd(_LEVELS[level])
+
+
+@contextmanager
+def _every_level() -> Iterator[list[str]]:
+    """The levels to sweep, restoring the one in force afterwards; for tests and benchmarks."""
+    before = get_simd()
+    try:
+        yield simd_levels()
+    finally:
+        set_simd(before)
+
+
+def _start() -> None:
+    global _backend, _reason
+    if name := os.environ.get("CURVK_BACKEND"):
+        _backend, _reason = _need(name), f"CURVK_BACKEND={name}"
+    elif compiled:
+        _backend, _reason = "cpp", "compiled kernels are installed"
+    else:
+        _backend, _reason = "numba", f"installed without compiled kernels; to compile: {REBUILD}"
+    if core is not None and (level := os.environ.get("CURVK_SIMD")):
+        set_simd(level)
+
+
+_start()
+__all__ = ["Plan", "backend_reason", "call", "get_backend", "get_simd", "set_simd", "simd_levels", "use_backend", "version"]

@@ -1,0 +1,89 @@
+"""Runs the Numba twins behind the interface of the compiled module: Plan and call."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Column, check, written
+from ._errors import check_scalar
+from ._loops.half import from_float32, to_float32
+
+
+def _flat_row(arrays: list[np.ndarray[Any, Any] | None]) -> tuple[list[Any], bool]:
+    """The arrays of one row as flat arrays in a common order; False if copies had to be made."""
+    reference = arrays[0]
+    assert reference is not None
+    order = sorted(range(reference.ndim), key=lambda axis: -abs(reference.strides[axis]))
+    turned = [a if a is None else a.transpose(order) for a in arrays]
+    if all(a is None or a.flags.c_contiguous for a in turned):
+        return [a if a is None else a.reshape(-1) for a in turned], True
+    return [a if a is None else a.flatten() for a in arrays], False
+
+
+class Plan:
+    """Arrays bound to a kernel; the twin of curvk._core.Plan."""
+
+    def __init__(self, op: str, columns: tuple[Column, ...], format: str | None = None) -> None:
+        self.op, self.format = op, format
+        self.rebind(columns)
+
+    def rebind(self, columns: tuple[Column, ...]) -> None:
+        self.resolved = check(self.op, columns, self.format)
+
+    def run(self, scalars: tuple[Any, ...]) -> None:
+        kernel = self.resolved.kernel
+        names = [a.name for a in kernel.scalars]
+        values = [check_scalar(self.op, n, s) for n, s in zip(names, scalars, strict=True)]
+        module = import_module(f"._loops.{kernel.family}", __package__)
+        body = getattr(module, self.op)
+        prologue = getattr(module, f"{self.op}_scalars", None)
+        if prologue is not None:
+            values = list(prologue(*values))
+        if not kernel.is_list:
+            body(*self.resolved.columns, *values)
+        elif kernel.elementwise:
+            self._run_rows(body, values)
+        else:
+            tables = [
+                [self._load(x.ravel(order="K"), True) for x in c] if a.pointers == 2 else c
+                for a, c in zip(kernel.arrays, self.resolved.columns, strict=True)
+            ]
+            body(*tables, *values)
+        if self.resolved.foreign:
+            written(self.resolved.foreign)
+
+    def _load(self, x: np.ndarray[Any, Any], stored: bool) -> np.ndarray[Any, Any]:
+        """Elements of a 16-bit storage format as float32."""
+        assert self.resolved.kernel.format is not None
+        half = stored and self.resolved.kernel.format in ("bf16", "f16")
+        return to_float32(x, self.resolved.kernel.format) if half else x
+
+    def _run_rows(self, body: Any, values: list[Any]) -> None:
+        kernel = self.resolved.kernel
+        assert kernel.format is not None
+        number = np.float64 if kernel.format == "f64" else np.float32
+        with np.errstate(over="ignore"):
+            typed = [number(v) if type(v) is float else v for v in values]
+        columns = [c if c is not None else [None] * len(self.resolved.columns[0]) for c in self.resolved.columns]
+        for row in zip(*columns, strict=True):
+            if row[0].size == 0:
+                continue
+            flat, views = _flat_row(list(row))
+            stored = [a.element == "uint16_t" for a in kernel.arrays]
+            work = [x if x is None else self._load(x, s) for x, s in zip(flat, stored, strict=True)]
+            body(*work, *typed)
+            for a, s, original, x, w in zip(kernel.arrays, stored, row, flat, work, strict=True):
+                if x is None or not a.written:
+                    continue
+                result = from_float32(w, kernel.format) if s else w
+                if not views:
+                    original[...] = result.reshape(original.shape)
+                elif s:
+                    x[...] = result
+
+
+def call(op: str, columns: tuple[Column, ...], scalars: tuple[Any, ...], format: str | None = None) -> None:
+    Plan(op, columns, format).run(scalars)

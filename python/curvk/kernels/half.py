@@ -1,0 +1,62 @@
+"""bfloat16 and float16 arrays, converted to float32 and back.
+
+NumPy has no bfloat16: uint16 arrays of bit patterns, or arrays of ml_dtypes.bfloat16, stand for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from .._arrays import Array
+from .._backend import call
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def to_float32(x: Array, *, out: FloatArray | None = None) -> FloatArray:
+    """Widens a bfloat16 or float16 array to float32; exact.
+
+    Args:
+        x: array of any shape, C-contiguous; uint16 holds bfloat16 bit patterns.
+        out: float32 array of x's shape to write to; a fresh one by default.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `curvk.kernels.optim.adam_step`.
+
+    >>> import numpy as np
+    >>> to_float32(np.array([0x3FC0], np.uint16))
+    array([1.5], dtype=float32)
+    """
+    if out is None:
+        out = np.empty(np.shape(x), np.float32)
+    elif np.shape(out) != np.shape(x):
+        raise ValueError(f"to_float32: argument 'out': got shape {np.shape(out)}, needs shape {np.shape(x)} like 'x'")
+    call("widen", (x, out), (out.size,))
+    return out
+
+
+def from_float32(x: Array, format: Literal["bf16", "f16"], *, out: Array = None) -> Any:
+    """Rounds a float32 array to bfloat16 or float16, to nearest, ties to even.
+
+    Args:
+        x: float32 array of any shape, C-contiguous.
+        format: "bf16" for bfloat16 bit patterns in uint16, "f16" for float16.
+        out: array of x's shape to write to; a fresh one by default.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `curvk.kernels.optim.adam_step`.
+
+    >>> import numpy as np
+    >>> from_float32(np.array([1.5], np.float32), "bf16")
+    array([16320], dtype=uint16)
+    """
+    if format not in ("bf16", "f16"):
+        raise ValueError(f"from_float32: argument 'format': got {format!r}, needs 'bf16' or 'f16'")
+    if out is None:
+        out = np.empty(np.shape(x), np.uint16 if format == "bf16" else np.float16)
+    elif np.shape(out) != np.shape(x):
+        raise ValueError(f"from_float32: argument 'out': got shape {np.shape(out)}, needs shape {np.shape(x)} like 'x'")
+    call("narrow", (x, out), (int(np.prod(np.shape(x))),), format)
+    return out
