@@ -112,6 +112,13 @@ Format format_of(int type_num) {
 
 }  // namespace
 
+bool lazily_negated(PyObject* tensor) {
+    static PyObject* const name = PyUnicode_InternFromString("is_neg");
+    const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, name));
+    if (!answer) PyErr_Clear();  // another library's tensor, without such a bit
+    return answer.ptr() == Py_True;
+}
+
 bool view_of(PyObject* object, View& view) {
     using api = py::detail::npy_api;
     static const PyTypeObject* const ndarray = api::get().PyArray_Type_;

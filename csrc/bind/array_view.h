@@ -88,4 +88,7 @@ struct View {
 
 bool view_of(PyObject* object, View& view);
 
+// True for a tensor whose memory holds the negative of its values (torch's neg bit), which DLPack's table does not tell.
+bool lazily_negated(PyObject* tensor);
+
 }  // namespace curvk

@@ -20,11 +20,15 @@ union Slot {
 };
 
 struct Argument {
-    enum Kind : uint8_t { table, array, integer, real } kind;
+    // sizes and count belong to a list kernel's tables: they follow from the arrays, the caller does not pass them.
+    enum Kind : uint8_t { table, array, sizes, count, integer, real } kind;
     Format element;  // of a table or an array
     bool written;
     bool nullable = false;
     std::string name{};
+
+    bool is_array() const { return kind == table || kind == array; }
+    bool is_scalar() const { return kind == integer || kind == real; }
 };
 
 struct Kernel {
@@ -35,12 +39,9 @@ struct Kernel {
     int32_t (*invoke)(void (*function)(), const Slot* slots);
     void (*function)();
 
+    std::vector<const Argument*> arrays{};  // the array arguments in order
+
     bool is_list() const { return arguments[0].kind == Argument::table; }
-    // The sizes and count of a list kernel follow from its arrays; the caller does not pass them.
-    bool implied(size_t i) const { return is_list() && (arguments[i].name == "sizes" || arguments[i].name == "count"); }
-    bool is_array(size_t i) const {
-        return (arguments[i].kind == Argument::table || arguments[i].kind == Argument::array) && !implied(i);
-    }
     int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
 };
 
@@ -110,8 +111,12 @@ Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)
             k.arguments[i].name.pop_back();
             k.arguments[i].nullable = true;
         }
+        if (k.is_list() && k.arguments[i].name == "sizes") k.arguments[i].kind = Argument::sizes;
+        if (k.is_list() && k.arguments[i].name == "count") k.arguments[i].kind = Argument::count;
         ++i;
     }
+    for (const Argument& a : k.arguments)  // the vector's memory stays put when a Kernel is moved
+        if (a.is_array()) k.arrays.push_back(&a);
     return k;
 }
 

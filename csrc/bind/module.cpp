@@ -56,28 +56,25 @@ class Plan {
             const py::object format = fixed_format_ < 0 ? py::object(py::none()) : py::str(kernel_format_name());
             const py::tuple resolved = python("curvk._arrays", "resolve")(op_, columns, format);
             if (!bind(resolved[0], true)) throw std::runtime_error(op_ + ": the binder refuses arrays that were resolved");
-            foreign_ = resolved[1].cast<py::list>();  // the tensors behind the plain arrays
+            foreign_ = py::len(resolved[1]) > 0 ? py::object(resolved[1]) : py::object();  // the tensors behind the arrays
         }
     }
 
     void run(const py::tuple& scalars) {
         if (!kernel_) throw std::runtime_error(op_ + ": the plan's last arrays were refused; rebind it");
         const Kernel& k = *kernel_;
-        const size_t n = k.arguments.size();
         Slot slots[max_arguments];
         size_t column = 0, given = 0;
-        for (size_t i = 0; i < n; ++i) {
+        for (size_t i = 0; i < k.arguments.size(); ++i) {
             const Argument& a = k.arguments[i];
-            if (k.implied(i)) {
-                if (a.kind == Argument::integer) slots[i].integer = int64_t(sizes_.size());
-                else slots[i].pointer = sizes_.data();
-            } else if (k.is_array(i)) {
-                auto& addresses = tables_[column++];
-                if (a.kind == Argument::array) slots[i].pointer = addresses.empty() ? nullptr : addresses[0];
-                else slots[i].pointer = addresses.empty() ? nullptr : addresses.data();
-            } else {
-                if (given >= scalars.size()) throw py::type_error(op_ + ": too few scalars");
-                slots[i] = scalar(a, scalars[given++]);
+            switch (a.kind) {
+                case Argument::sizes: slots[i].pointer = sizes_.data(); break;
+                case Argument::count: slots[i].integer = int64_t(sizes_.size()); break;
+                case Argument::table: slots[i].pointer = present_[column] ? table(column) : nullptr; ++column; break;
+                case Argument::array: slots[i].pointer = present_[column] ? *table(column) : nullptr; ++column; break;
+                default:
+                    if (given >= scalars.size()) throw py::type_error(op_ + ": too few scalars");
+                    slots[i] = scalar(a, scalars[given++]);
             }
         }
         if (given != scalars.size()) throw py::type_error(op_ + ": too many scalars");
@@ -93,7 +90,7 @@ class Plan {
             python("curvk._errors", "out_of_range")(op_, name, scalars[position]);
         }
         if (status < 0) throw std::runtime_error(op_ + ": out of memory");
-        if (!foreign_.empty()) python("curvk._arrays", "written")(foreign_);
+        if (foreign_) python("curvk._arrays", "written")(foreign_);
         if (curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();
     }
 
@@ -114,15 +111,7 @@ class Plan {
 
     const Kernel* variant(const View& first) const {
         for (const Kernel& k : *variants_) {
-            if (fixed_format_ >= 0) {
-                if (int(k.format) == fixed_format_) return &k;
-            } else {
-                for (const Argument& a : k.arguments)  // the first array decides
-                    if (a.kind == Argument::table || a.kind == Argument::array) {
-                        if (accepts(a.element, first.format)) return &k;
-                        break;
-                    }
-            }
+            if (fixed_format_ >= 0 ? int(k.format) == fixed_format_ : accepts(k.arrays[0]->element, first.format)) return &k;
         }
         return nullptr;
     }
@@ -137,87 +126,99 @@ class Plan {
     // arrays were checked in Python: rows whose layouts differ are kept as strided rows instead of refused.
     bool bind(const py::tuple& columns, bool resolved) {
         kernel_ = nullptr;
-        tables_.clear();
         sizes_.clear();
         strided_.clear();
         written_.clear();
         read_.clear();
         total_ = 0;
-        foreign_ = py::list();
-        const size_t rows = length(columns[0].ptr());
+        foreign_ = py::object();
+        rows_ = length(columns[0].ptr());
         View first;
-        if (rows > 0 && !view_of(item(columns[0].ptr(), 0), first)) return false;
-        const Kernel* k = rows > 0 ? variant(first) : &variants_->front();
+        if (rows_ > 0 && !view_of(item(columns[0].ptr(), 0), first)) return false;
+        const Kernel* k = rows_ > 0 ? variant(first) : &variants_->front();
         if (!k) return false;
-
-        arrays_.clear();
-        for (size_t i = 0; i < k->arguments.size(); ++i)
-            if (k->is_array(i)) arrays_.push_back(&k->arguments[i]);
-        if (arrays_.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
-        tables_.resize(arrays_.size());
-        for (size_t c = 0; c < arrays_.size(); ++c) {
+        const auto& arrays = k->arrays;
+        if (arrays.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
+        if (arrays.size() > max_arrays) throw std::runtime_error(op_ + ": raise max_arrays in the binder");
+        addresses_.resize(arrays.size() * std::max<size_t>(rows_, 1));
+        for (size_t c = 0; c < arrays.size(); ++c) {
             PyObject* column = columns[c].ptr();
-            if (column == Py_None) {
-                if (!arrays_[c]->nullable) return false;
-            } else if (arrays_[c]->kind == Argument::table) {
-                if (length(column) != rows) return false;
+            present_[c] = column != Py_None;
+            if (!present_[c]) {
+                if (!arrays[c]->nullable) return false;
+            } else if (arrays[c]->kind == Argument::table) {
+                if (length(column) != rows_) return false;
             } else {
                 View v;
-                if (!view(column, *arrays_[c], v) || !v.c_contiguous()) return false;
-                tables_[c].push_back(v.data);
-                note(v, *arrays_[c], column);
+                if (!view(column, *arrays[c], known(c, 0) == column, v) || !v.c_contiguous()) return false;
+                *table(c) = v.data;
+                note(v, *arrays[c], column);
                 total_ += k->is_list() ? 0 : v.size();
             }
         }
         if (k->is_list())
-            for (size_t row = 0; row < rows; ++row)
-                if (!bind_row(columns, row, resolved && k->elementwise)) return false;
+            for (size_t row = 0; row < rows_; ++row)
+                if (!bind_row(*k, columns, row, resolved && k->elementwise)) return false;
         if (!resolved && overlapping()) return false;
         kernel_ = k;
         columns_ = columns;
         return true;
     }
 
-    bool bind_row(const py::tuple& columns, size_t row, bool allow_strided) {
+    bool bind_row(const Kernel& k, const py::tuple& columns, size_t row, bool allow_strided) {
         View views[max_arrays];
         bool flat = true;
-        for (size_t c = 0; c < arrays_.size(); ++c) {
-            PyObject* column = columns[c].ptr();
-            if (arrays_[c]->kind != Argument::table || column == Py_None) continue;
-            if (!view(item(column, row), *arrays_[c], views[c]) || !views[c].same_shape(views[0])) return false;
+        for (size_t c = 0; c < k.arrays.size(); ++c) {
+            if (k.arrays[c]->kind != Argument::table || !present_[c]) continue;
+            PyObject* object = item(columns[c].ptr(), row);
+            if (!view(object, *k.arrays[c], known(c, row) == object, views[c])) return false;
+            if (!views[c].same_shape(views[0])) return false;
             flat = flat && views[c].same_dense_layout(views[0]);
         }
         if (!flat && !allow_strided) return false;
         const int64_t n = views[0].size();
         if (n == 0) return true;
         total_ += n;
-        if (flat) sizes_.push_back(n);
-        else strided_.push_back({{views[0].shape, views[0].shape + views[0].ndim}, {}});
-        for (size_t c = 0; c < arrays_.size(); ++c) {
-            const Argument& a = *arrays_[c];
+        if (!flat) strided_.push_back({{views[0].shape, views[0].shape + views[0].ndim}, {}});
+        for (size_t c = 0; c < k.arrays.size(); ++c) {
+            const Argument& a = *k.arrays[c];
             const View& v = views[c];
             if (a.kind != Argument::table) continue;
-            if (!flat) {
+            if (flat) {
+                table(c)[sizes_.size()] = v.data;
+            } else {
                 strided_.back().arrays.push_back({v.data, itemsize(a.element), a.written, {}});
                 for (int axis = 0; v.data && axis < v.ndim; ++axis)
                     strided_.back().arrays.back().strides.push_back(v.step(axis));
-            } else if (v.data) {
-                tables_[c].push_back(v.data);
             }
             if (v.data) note(v, a, item(columns[c].ptr(), row));
         }
+        if (flat) sizes_.push_back(n);
         return true;
     }
 
-    static bool view(PyObject* object, const Argument& a, View& v) {
-        return view_of(object, v) && accepts(a.element, v.format) && (v.writable || !a.written);
+    // The addresses of array argument c, one per flat row.
+    void** table(size_t c) { return addresses_.data() + c * std::max<size_t>(rows_, 1); }
+
+    // The object that the last successful bind saw in this place, or null.
+    PyObject* known(size_t c, size_t row) const {
+        if (!columns_ || c >= size_t(PyTuple_GET_SIZE(columns_.ptr()))) return nullptr;
+        PyObject* column = PyTuple_GET_ITEM(columns_.ptr(), Py_ssize_t(c));
+        return row < length(column) ? item(column, row) : nullptr;
+    }
+
+    static bool view(PyObject* object, const Argument& a, bool known, View& v) {
+        return view_of(object, v) && accepts(a.element, v.format) && (v.writable || !a.written) &&
+               !(v.foreign && !known && lazily_negated(object));
     }
 
     // Remembers the memory an array takes and, if it is written, its owner.
     void note(const View& v, const Argument& a, PyObject* object) {
         const auto begin = reinterpret_cast<uintptr_t>(v.data);
         (a.written ? written_ : read_).push_back({begin, begin + size_t(v.size() * v.itemsize)});
-        if (v.foreign && a.written) foreign_.append(py::handle(object));
+        if (!v.foreign || !a.written) return;
+        if (!foreign_) foreign_ = py::list();
+        py::reinterpret_borrow<py::list>(foreign_).append(py::handle(object));
     }
 
     // True where a written array shares memory with any other.
@@ -251,7 +252,7 @@ class Plan {
     std::pair<std::string, size_t> scalar_at(size_t i) const {
         size_t place = 0;
         for (size_t j = 0; j < i; ++j)
-            if (!kernel_->is_array(j) && !kernel_->implied(j)) ++place;
+            if (kernel_->arguments[j].is_scalar()) ++place;
         return {kernel_->arguments[i].name, place};
     }
 
@@ -269,10 +270,9 @@ class Plan {
                 size_t column = 0;
                 for (size_t i = 0; i < k.arguments.size(); ++i) {
                     own[i] = c.slots[i];
-                    if (k.implied(i)) {
-                        if (k.arguments[i].kind == Argument::integer) own[i].integer = 1;
-                        else own[i].pointer = &n;
-                    } else if (k.is_array(i)) {
+                    if (k.arguments[i].kind == Argument::count) own[i].integer = 1;
+                    if (k.arguments[i].kind == Argument::sizes) own[i].pointer = &n;
+                    if (k.arguments[i].kind == Argument::table) {
                         void* const* const block = blocks + column++;
                         own[i].pointer = *block ? const_cast<void**>(block) : nullptr;
                     }
@@ -297,14 +297,15 @@ class Plan {
     const std::vector<Kernel>* variants_;
     int fixed_format_ = -1;
     const Kernel* kernel_ = nullptr;
-    std::vector<const Argument*> arrays_;       // the kernel's array arguments, in the order of the columns
-    std::vector<std::vector<void*>> tables_;    // their addresses
-    std::vector<int64_t> sizes_;                // elements per flat row
+    size_t rows_ = 0;                 // arrays per list
+    bool present_[max_arrays] = {};   // false: None was given
+    std::vector<void*> addresses_;    // see table()
+    std::vector<int64_t> sizes_;      // elements of each flat row
     std::vector<StridedRow> strided_;
-    std::vector<Interval> written_, read_;
+    std::vector<Interval> written_, read_;  // memory taken
     int64_t total_ = 0;
-    py::tuple columns_;   // keeps the arrays alive
-    py::list foreign_;    // written tensors, whose owner counts versions
+    py::object columns_;   // tuple that keeps the arrays alive; null before the first bind
+    py::object foreign_;   // list of written tensors, whose owner counts versions; null if there are none
 };
 
 }  // namespace

@@ -46,6 +46,31 @@ void for_list(const int64_t* sizes, int64_t count, int64_t grain, F f) {
     });
 }
 
+constexpr int64_t block = 64;               // elements between two rounds of prefetches
+constexpr int64_t prefetch_distance = 2048;  // bytes
+
+// Asks for the lines that the block `prefetch_distance` ahead of each stream will touch. The hardware's prefetchers stop at
+// each 4 KiB page; with four streams that costs the Adam step 5 to 10 % from memory, and nothing from cache.
+template <class... T>
+inline void prefetch_ahead(const T*... streams) {
+    const auto ask = [](const void* stream, int64_t bytes) {
+        const char* line = static_cast<const char*>(stream) + prefetch_distance;
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + b);
+    };
+    (ask(streams, block * int64_t(sizeof(T))), ...);
+}
+
+// Calls f(i, length) for blocks that cover [0, n). The full blocks' length is a constant that f's loop is compiled for.
+template <class F>
+inline void for_blocks(int64_t n, F f) {
+    int64_t i = 0;
+    for (; i + block <= n; i += block) f(i, block);
+    if (i < n) f(i, n - i);
+}
+
+// Lambdas given to for_blocks carry this: both calls must become loops of their own.
+#define CURVK_INLINE __attribute__((always_inline))
+
 // x^n for n >= 0 by squaring, so that C++ and the Python twins agree in the last bit (libm's pow differs by platform).
 inline double power(double x, int64_t n) {
     double result = 1;

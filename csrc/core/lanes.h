@@ -8,17 +8,13 @@ namespace {
 
 constexpr int64_t lanes = 16;
 
-struct Lanes {
-    double lane[lanes] = {};
+inline double fold(double* lane) {
+    for (int64_t half = lanes / 2; half > 0; half /= 2)
+        for (int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
+    return lane[0];
+}
 
-    double fold() const {
-        double sum[lanes];
-        for (int k = 0; k < lanes; ++k) sum[k] = lane[k];
-        for (int half = lanes / 2; half > 0; half /= 2)
-            for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
-        return sum[0];
-    }
-};
+inline bool is_finite(double x) { return x - x == 0; }
 
 }  // namespace
 }  // namespace CURVK_LEVEL

@@ -6,47 +6,66 @@ namespace {
 
 // ---- SGD --------------------------------------------------------------------------------------------------------------
 
+enum class Momentum { none, heavy_ball, nesterov };
+
 template <class S>
 struct SgdScalars {
     S inv_scale, coupled_decay, shrink, momentum, damped, lr;
-    bool nesterov, first;
 };
 
 template <class S>
 SgdScalars<S> sgd_scalars(CURVK_SGD_SCALARS) {
+    (void)nesterov;
     return {S((maximize ? -1.0 : 1.0) / grad_scale),
             S(decoupled ? 0.0 : weight_decay),
             S(decoupled ? 1.0 - lr * weight_decay : 1.0),
             S(momentum),
-            S(1.0 - dampening),
-            S(lr),
-            nesterov != 0,
-            first != 0};
+            S(first ? 1.0 : 1.0 - dampening),
+            S(lr)};
 }
 
-template <class Format, bool coupled, bool buffered, class T = typename Format::T, class S = typename Format::S>
-void sgd(T* __restrict p, const T* __restrict g, S* __restrict buf, int64_t n, const SgdScalars<S> s) {
+template <class Format, bool coupled, Momentum mode, class T, class S>
+inline void sgd(T* __restrict p, const T* __restrict g, S* __restrict buf, int64_t n, const SgdScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
         const S param = Format::load(p[i]);
         S grad = Format::load(g[i]) * s.inv_scale;
         if (coupled) grad = grad + s.coupled_decay * param;
-        if (buffered) {
-            const S mixed = s.first ? grad : s.momentum * buf[i] + s.damped * grad;
+        if (mode != Momentum::none) {
+            const S mixed = s.momentum * buf[i] + s.damped * grad;
             buf[i] = mixed;
-            grad = s.nesterov ? grad + s.momentum * mixed : mixed;
+            grad = mode == Momentum::nesterov ? grad + s.momentum * mixed : mixed;
         }
         p[i] = Format::store(param * s.shrink - s.lr * grad);
     }
+}
+
+template <class Format, bool coupled, Momentum mode, class T = typename Format::T, class S = typename Format::S>
+void sgd_blocks(T* p, const T* g, S* buf, int64_t n, const SgdScalars<S>& s, bool first) {
+    for_blocks(n, [&](int64_t i, int64_t length) CURVK_INLINE {
+        prefetch_ahead(p + i, g + i);
+        if (mode == Momentum::none) return sgd<Format, coupled, mode>(p + i, g + i, static_cast<S*>(nullptr), length, s);
+        prefetch_ahead(buf + i);
+        // On the first step the buffer becomes the gradient: momentum (-0) + 1 g is g to the bit, and the block is in L1.
+        for (int64_t k = 0; first && k < length; ++k) buf[i + k] = S(-0.0);
+        sgd<Format, coupled, mode>(p + i, g + i, buf + i, length, s);
+    });
+}
+
+template <class Format, bool coupled>
+constexpr auto sgd_loop(Momentum mode) {
+    return mode == Momentum::none         ? sgd_blocks<Format, coupled, Momentum::none>
+           : mode == Momentum::heavy_ball ? sgd_blocks<Format, coupled, Momentum::heavy_ball>
+                                          : sgd_blocks<Format, coupled, Momentum::nesterov>;
 }
 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t sgd_list(CURVK_SGD_LIST(T, S)) {
     const auto s = sgd_scalars<S>(lr, momentum, dampening, weight_decay, nesterov, decoupled, maximize, first, grad_scale);
     const bool buffered = buf && count && buf[0];
-    const auto loop = s.coupled_decay != 0 ? (buffered ? sgd<Format, true, true> : sgd<Format, true, false>)
-                                           : (buffered ? sgd<Format, false, true> : sgd<Format, false, false>);
+    const Momentum mode = !buffered ? Momentum::none : nesterov ? Momentum::nesterov : Momentum::heavy_ball;
+    const auto loop = s.coupled_decay != 0 ? sgd_loop<Format, true>(mode) : sgd_loop<Format, false>(mode);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
-        loop(p[row] + i, g[row] + i, buffered ? buf[row] + i : nullptr, n, s);
+        loop(p[row] + i, g[row] + i, buffered ? buf[row] + i : nullptr, n, s, first != 0);
     });
     return 0;
 }
@@ -72,8 +91,8 @@ AdamScalars<S> adam_scalars(CURVK_ADAM_SCALARS) {
             S(eps)};
 }
 
-template <class Format, bool coupled, bool amsgrad, class T = typename Format::T, class S = typename Format::S>
-void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __restrict v, S* __restrict max_v, int64_t n,
+template <class Format, bool coupled, bool amsgrad, class T, class S>
+inline void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __restrict v, S* __restrict max_v, int64_t n,
           const AdamScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
         const S param = Format::load(p[i]);
@@ -94,12 +113,21 @@ void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __restrict
     }
 }
 
+template <class Format, bool coupled, bool amsgrad, class T = typename Format::T, class S = typename Format::S>
+void adam_blocks(T* p, const T* g, S* m, S* v, S* max_v, int64_t n, const AdamScalars<S>& s) {
+    for_blocks(n, [&](int64_t i, int64_t length) CURVK_INLINE {
+        prefetch_ahead(p + i, g + i, m + i, v + i);
+        if (amsgrad) prefetch_ahead(max_v + i);
+        adam<Format, coupled, amsgrad>(p + i, g + i, m + i, v + i, amsgrad ? max_v + i : nullptr, length, s);
+    });
+}
+
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
     const auto s = adam_scalars<S>(step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale);
     const bool amsgrad = max_v && count && max_v[0];
-    const auto loop = s.coupled_decay != 0 ? (amsgrad ? adam<Format, true, true> : adam<Format, true, false>)
-                                           : (amsgrad ? adam<Format, false, true> : adam<Format, false, false>);
+    const auto loop = s.coupled_decay != 0 ? (amsgrad ? adam_blocks<Format, true, true> : adam_blocks<Format, true, false>)
+                                           : (amsgrad ? adam_blocks<Format, false, true> : adam_blocks<Format, false, false>);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
         loop(p[row] + i, g[row] + i, m[row] + i, v[row] + i, amsgrad ? max_v[row] + i : nullptr, n, s);
     });
@@ -111,30 +139,31 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
 constexpr int64_t norm_chunk = 32768;
 
 struct Partial {
-    double sum, poison;  // poison is NaN if an element was not finite
+    double sum;
+    bool finite;
 };
 
 template <class Format, class T = typename Format::T>
 Partial sum_squares_chunk(const T* __restrict x, int64_t n, double scale) {
-    Lanes sum, poison;
+    constexpr bool wide = sizeof(T) == 8;  // the square of a shorter float cannot overflow a double
+    double lane[lanes] = {};               // a local array of one loop: two arrays, or a struct's, stay in memory
     const int64_t whole = n - n % lanes;
-    for (int64_t i = 0; i < n; i += lanes) {
-        T block[lanes] = {};  // the tail's missing lanes add zeros
-        const T* from = x + i;
-        if (i == whole) {
-            for (int64_t k = 0; k < n - whole; ++k) block[k] = x[i + k];
-            from = block;
-        }
+    for (int64_t i = 0; i < whole; i += lanes)
         for (int64_t k = 0; k < lanes; ++k) {
-            double value = double(Format::load(from[k]));
-            if (sizeof(T) == 8) {  // a square of a 32-bit or shorter float cannot overflow a double: sum tells enough
-                poison.lane[k] += value * 0.0;
-                value *= scale;
-            }
-            sum.lane[k] += value * value;
+            const double value = wide ? double(Format::load(x[i + k])) * scale : double(Format::load(x[i + k]));
+            lane[k] += value * value;
         }
+    for (int64_t k = 0; whole + k < n; ++k) {
+        const double value = wide ? double(Format::load(x[whole + k])) * scale : double(Format::load(x[whole + k]));
+        lane[k] += value * value;
     }
-    return {sum.fold(), poison.fold()};
+    const double sum = fold(lane);
+    bool finite = is_finite(sum);
+    if (wide && !finite) {  // a NaN or an infinity, or finite elements whose squares overflow
+        finite = true;
+        for (int64_t i = 0; i < n; ++i) finite = finite && is_finite(double(Format::load(x[i])));
+    }
+    return {sum, finite};
 }
 
 template <class Format, class T = typename Format::T>
@@ -155,13 +184,13 @@ int32_t sum_squares_list(CURVK_NORM_LIST(T)) {
             first += own;
         }
     });
-    double sum = 0, poison = 0;
+    double sum = 0;
+    bool finite = true;
     for (int64_t c = 0; c < chunks; ++c) {
         sum += partials[c].sum;
-        poison += partials[c].poison;
+        finite = finite && partials[c].finite;
     }
     if (partials != few) free(partials);
-    const bool finite = sizeof(T) == 8 ? poison == poison : sum - sum == 0;
     out[0] = sizeof(T) == 8 ? sum : sum * (scale * scale);
     out[1] = finite ? 0.0 : 1.0;
     return 0;

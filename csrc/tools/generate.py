@@ -1,6 +1,6 @@
 """Writes what follows from the headers: level dispatch, binding list. CMake runs it; nothing it writes is committed.
 
-    python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVEL...
+python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVEL...
 """
 
 import importlib.util
@@ -68,7 +68,7 @@ def dispatch(functions, levels: list[str]) -> str:
     kernels = [f for f in functions if f.format]
     by_key = {(f.op, f.format, f.is_list): f for f in kernels}
     implemented = [f for f in kernels if f.is_list or (f.op, f.format, True) not in by_key]
-    lines = ['#include <math.h>', '#include "core/level.h"', '#include "core/status.h"', '#include "curvk.h"', ""]
+    lines = ["#include <math.h>", '#include "core/level.h"', '#include "core/status.h"', '#include "curvk.h"', ""]
     lines += prototypes(implemented, levels)
     for f in kernels:
         listed = by_key.get((f.op, f.format, True))

@@ -27,7 +27,7 @@ class Loop:
     def compiled(self) -> Callable[..., Any]:
         import numba  # here, so that nobody pays for the import who runs the C++ kernels
 
-        return numba.njit(error_model="numpy", nogil=True)(self.function)  # type: ignore[no-any-return]
+        return numba.njit(error_model="numpy", nogil=True)(self.function)
 
     def __call__(self, *args: Any) -> Any:
         from .._backend import get_backend

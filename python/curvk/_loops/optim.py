@@ -94,34 +94,32 @@ NORM_CHUNK = 32768
 
 
 @loop
-def sum_squares_chunk(x, scale, sums):  # type: ignore[no-untyped-def]
+def sum_squares_chunk(x, scale):  # type: ignore[no-untyped-def]
     """Adds the squares of one chunk to 16 lanes, then folds them in the fixed tree."""
     lane = np.zeros(16)
-    poison = np.zeros(16)
-    zero = lane[0]
     for i in range(x.size):
-        value = np.float64(x[i])
-        poison[i % 16] += value * zero
-        value = value * scale
+        value = np.float64(x[i]) * scale
         lane[i % 16] += value * value
     half = 8
     while half > 0:
         for k in range(half):
             lane[k] += lane[k + half]
-            poison[k] += poison[k + half]
         half //= 2
-    sums[0] += lane[0]
-    sums[1] += poison[0]
+    return lane[0]
 
 
 def sum_squares(x: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any], scale: float) -> None:
-    sums = np.zeros(2)
-    single = all(a.dtype != np.float64 for a in x)
+    total = 0.0
+    finite = True
+    wide = any(a.dtype == np.float64 for a in x)  # the square of a shorter float cannot overflow a double
     for a in x:
         for start in range(0, a.size, NORM_CHUNK):
-            sum_squares_chunk(a[start : start + NORM_CHUNK], np.float64(1 if single else scale), sums)
-    out[0] = sums[0] * (scale * scale) if single else sums[0]
-    out[1] = float(not np.isfinite(sums[0]) if single else np.isnan(sums[1]))
+            chunk = a[start : start + NORM_CHUNK]
+            part = float(sum_squares_chunk(chunk, np.float64(scale if wide else 1)))
+            total += part
+            finite = finite and (math.isfinite(part) or (wide and bool(np.isfinite(chunk).all())))
+    out[0] = total if wide else total * (scale * scale)
+    out[1] = float(not finite)
 
 
 @loop
