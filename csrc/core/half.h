@@ -4,21 +4,11 @@
 #pragma once
 
 #include <stdint.h>
-#include <string.h>
+
+#include "core/lanes.h"
 
 namespace CURVK_LEVEL {
 namespace {
-
-inline uint32_t bits_of(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-inline float float_of(uint32_t u) {
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
 
 struct F32 {
     using T = float;
@@ -37,9 +27,9 @@ struct F64 {
 struct BF16 {
     using T = uint16_t;
     using S = float;
-    static S load(T x) { return float_of(uint32_t{x} << 16); }
+    static S load(T x) { return bit_cast<float>(uint32_t{x} << 16); }
     static T store(S x) {
-        const uint32_t u = bits_of(x);
+        const uint32_t u = bit_cast<uint32_t>(x);
         const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
         const uint32_t quiet = (u >> 16) | 0x40u;                         // a NaN must not round up to infinity
         return static_cast<T>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
@@ -55,18 +45,18 @@ struct F16 {
         // counts units of 2^-24, which a conversion from integer and a product by a power of two give exactly.
         const uint32_t normal = (magnitude << 13) + (uint32_t{127 - 15} << 23);
         const uint32_t special = (magnitude << 13) | 0x7f800000u;
-        const uint32_t tiny = bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+        const uint32_t tiny = bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
         const uint32_t quiet = magnitude > 0x7c00u ? 0x00400000u : 0u;
         const uint32_t large = magnitude >= 0x7c00u ? (special | quiet) : normal;
-        return float_of(sign | (magnitude < 0x0400u ? tiny : large));
+        return bit_cast<float>(sign | (magnitude < 0x0400u ? tiny : large));
     }
     static T store(S x) {
-        const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
+        const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
         // Normal: move the exponent and round the 13 lost bits to nearest even; a carry runs into the exponent rightly.
         const uint32_t odd = (magnitude >> 13) & 1u;
         const uint32_t normal = (magnitude - (uint32_t{127 - 15} << 23) + 0xfffu + odd) >> 13;
         // Subnormal result: adding 1/2 leaves units of 2^-24 in the low bits of the sum, rounded by the adder.
-        const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+        const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
         const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x1ffu) : 0x7c00u;
         const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;  // 2^-14, the smallest normal
         return static_cast<T>(sign | (magnitude >= 0x477ff000u ? special : finite));  // 65520 rounds to infinity

@@ -11,25 +11,20 @@ namespace {
 
 constexpr int64_t block_length = 1024;  // five arrays of 8-byte elements stay in a 48 KiB L1 cache
 
-// Walks elements [start, start + n) of a strided array in C order of the logical index.
+// Walks elements [start, start + n) of a strided array in C order of the logical index, in runs along the last axis:
+// f(i, offset, run) takes elements i .. i + run, whose bytes start at offset and lie the last stride apart.
 template <class F>
 void walk(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t start, int64_t n, F f) {
-    const size_t rank = shape.size();
-    std::vector<int64_t> index(rank);
+    const size_t last = shape.size() - 1;
+    std::vector<int64_t> index(shape.size());
     int64_t offset = 0;
-    for (size_t axis = rank; axis-- > 0;) {
+    for (size_t axis = shape.size(); axis-- > 0; start /= shape[axis]) {
         index[axis] = start % shape[axis];
-        start /= shape[axis];
         offset += index[axis] * strides[axis];
     }
     for (int64_t i = 0; i < n;) {
-        if (rank == 0) {
-            f(i++, offset);
-            continue;
-        }
-        const size_t last = rank - 1;
         const int64_t left = shape[last] - index[last], run = left < n - i ? left : n - i;
-        for (int64_t k = 0; k < run; ++k) f(i + k, offset + k * strides[last]);
+        f(i, offset, run);
         i += run;
         index[last] += run;
         offset += run * strides[last];
@@ -44,10 +39,16 @@ void walk(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides
 template <class Word>
 void copy_words(const std::vector<int64_t>& shape, const StridedArray& array, int64_t start, int64_t n, char* block,
                 bool gather) {
-    walk(shape, array.strides, start, n, [&](int64_t i, int64_t offset) {
-        char* here = block + i * int64_t(sizeof(Word));
-        char* there = array.data + offset;
-        std::memcpy(gather ? here : there, gather ? there : here, sizeof(Word));
+    const int64_t stride = array.strides.back();
+    walk(shape, array.strides, start, n, [&](int64_t i, int64_t offset, int64_t run) {
+        char *here = block + i * int64_t(sizeof(Word)), *there = array.data + offset;
+        if (stride == int64_t(sizeof(Word))) {
+            std::memcpy(gather ? here : there, gather ? there : here, size_t(run) * sizeof(Word));
+        } else if (gather) {
+            for (int64_t k = 0; k < run; ++k) std::memcpy(here + k * int64_t(sizeof(Word)), there + k * stride, sizeof(Word));
+        } else {
+            for (int64_t k = 0; k < run; ++k) std::memcpy(there + k * stride, here + k * int64_t(sizeof(Word)), sizeof(Word));
+        }
     });
 }
 

@@ -16,7 +16,7 @@ struct StridedArray {
 // f(context, blocks, n): the kernel on n gathered elements of each array; returns its status.
 using BlockFunction = int32_t (*)(void* context, void* const* blocks, int64_t n);
 
-// Gathers blocks that fit the L1 cache, calls f, scatters what is written. The arrays share `shape`. A failing status
+// Gathers blocks that fit the L1 cache, calls f, scatters what is written. The arrays share `shape`, of rank 1 or more. A failing status
 // stops the run; the kernel checks its scalars before it writes, so nothing is scattered then.
 __attribute__((visibility("default"))) int32_t run_strided(const std::vector<int64_t>& shape,
                                                            const std::vector<StridedArray>& arrays, BlockFunction f,

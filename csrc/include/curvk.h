@@ -36,5 +36,6 @@ CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked ch
 
 #include "curvk/half.h"
 #include "curvk/optim.h"
+#include "curvk/vmath.h"
 
 #endif

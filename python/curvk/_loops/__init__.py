@@ -29,6 +29,11 @@ class Loop:
 
         return numba.njit(error_model="numpy", nogil=True)(self.function)
 
+    @property
+    def _numba_type_(self) -> Any:
+        """What Numba sees where one loop calls another: the compiled form."""
+        return self.compiled._numba_type_  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any) -> Any:
         from .._backend import get_backend
 

@@ -1,5 +1,5 @@
 """Low-level kernels on your own arrays, in place."""
 
-from . import half, optim
+from . import half, optim, vmath
 
-__all__ = ["half", "optim"]
+__all__ = ["half", "optim", "vmath"]
