@@ -1,0 +1,61 @@
+"""Sphinx configuration: sphinx-build -W -b html docs docs/_build/html."""
+
+import importlib.util
+import tomllib
+from pathlib import Path
+
+from curvk._bench.registry import cases
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+_project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+
+project = "curvk"
+author = copyright = "The curvk developers"
+version = release = _project["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+default_role = "code"  # docstrings are Markdown-flavoured: single backticks mean code
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature's types stand in the Args sections, in words
+autodoc_inherit_docstrings = False
+# Without torch the pages still build; its classes then stand on a mock.
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "furo"
+html_title = f"curvk {version}"
+
+
+class KernelTable(SphinxDirective):
+    """`{kernel-table}`: what each kernel costs and promises, from the registry."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [
+            "| kernel | variant | reads | writes | bytes per element | operations | error class |",
+            "|" + "---|" * 7,
+        ]
+        for op, case in cases().items():
+            shown = dict.fromkeys(row.variant for row in case.rows) or [next(iter(case.variants))]
+            for variant in shown:
+                options = case.variants[variant]
+                streams = case.streams(options)
+                sides = [", ".join(f"`{a}`" for a, use in streams.items() if side in use) for side in "rw"]
+                costs = ", ".join(f"{f}: {case.bytes(f, options)}" for f in case.formats if streams)
+                cells = [f"`{op}`", variant, *sides, costs, str(case.flops(options) or ""), case.error]
+                lines.append(f"| {' | '.join(cells)} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("kernel-table", KernelTable)
