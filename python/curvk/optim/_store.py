@@ -1,0 +1,81 @@
+"""State dicts as files: one .npz of plain arrays; the one named "meta" is JSON and says where the others belong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Writes a tree of dicts, lists, numbers, strings and arrays, or leaves what was at `path`."""
+    arrays: dict[str, Any] = {}
+
+    def encode(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            name = f"array{len(arrays)}"
+            arrays[name] = leaf
+            return {"array": name}
+        if isinstance(leaf, np.generic):
+            return leaf.item()
+        raise TypeError(
+            f"save: a state of type {type(leaf).__name__} cannot be saved; param groups may hold numbers and strings"
+        )
+
+    meta = np.frombuffer(json.dumps(state, default=encode).encode(), np.uint8)
+    target = Path(path)
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            np.savez(file, **arrays, meta=meta)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """What `write` wrote; ValueError where the file is anything else, truncated or damaged."""
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:  # reads members whole, so that their checksums come before their use
+                members = {name: archive.read(name) for name in archive.namelist()}
+
+            def array(name: str) -> Any:
+                return np.lib.format.read_array(io.BytesIO(members[f"{name}.npy"]), allow_pickle=False)
+
+            def decode(node: dict[str, Any]) -> Any:
+                return array(node["array"]) if node.keys() == {"array"} else node
+
+            return json.loads(array("meta").tobytes(), object_hook=decode)
+        except _DAMAGE as error:
+            text = (
+                f"load: {os.fspath(path)!r} is not a whole file that curvk.optim saved: {type(error).__name__}: {error}"
+            )
+            raise ValueError(text) from error
+
+
+# What zipfile, zlib, NumPy and json raise on damaged or foreign bytes.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
