@@ -1,0 +1,165 @@
+"""demo.png: accuracy curves, time per parameter, and the digits themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .peers import Array
+
+COLOURS = {"SGD": "#d1495b", "Adam": "#00798c", "AdamW": "#edae49", "AdamZ": "#66579c"}
+CURVK, NUMPY = "#00798c", "#b8bec6"
+INK, FAINT, WRONG = "#22282f", "#5b6470", "#c1121f"
+DIGITS = (5, 18)  # rows and columns of the grid
+
+
+def _curves(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        curve, twin = (np.array(row[side]["test_accuracy_by_epoch"]) * 100 for side in ("curvk", "numpy"))
+        epochs = np.arange(1, len(curve))
+        colour = COLOURS[row["optimizer"]]
+        axes.plot(epochs, curve[1:], color=colour, lw=2, label=f"{row['optimizer']}  {curve[-1]:.1f} %")
+        axes.plot(
+            epochs,
+            twin[1:],
+            ls="none",
+            marker="o",
+            ms=5,
+            mfc="white",
+            mec=colour,
+            mew=1.2,
+            markevery=1 + len(curve) // 25,
+        )
+    axes.plot([], [], ls="none", marker="o", ms=5, mfc="white", mec=INK, mew=1.2, label="the same in NumPy")
+    lowest = min(min(row["curvk"]["test_accuracy_by_epoch"][1:]) for row in rows) * 100
+    axes.set(xlim=(0.6, len(curve) - 0.6), ylim=(max(0, lowest - 1), 100), xlabel="epoch", ylabel="test accuracy, %")
+    axes.set_title(f"Handwritten digits, {rows[0]['model']} perceptron", loc="left")
+    axes.legend(loc="lower right", frameon=False)
+    axes.grid(axis="y", color="#e6e8eb")
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]], large: dict[str, Any]) -> None:
+    bars = [
+        (
+            r["optimizer"],
+            r["curvk"]["ns_per_parameter"],
+            r["numpy"]["ns_per_parameter"],
+            r["limit_ns_per_parameter"],
+            r["parameters"],
+        )
+        for r in rows
+    ]
+    bars.append(("Adam", large["curvk_ns"], large["numpy_ns"], large["limit_ns"], large["size"]))
+    place, x, groups = 0.0, [], dict[int, list[float]]()
+    for *_, size in bars:
+        place += 1.6 if groups and size not in groups else 1.0
+        groups.setdefault(size, []).append(place)
+        x.append(place)
+    top = max(max(b[1:4]) for b in bars)
+    for at, (_, ours, theirs, limit, _) in zip(x, bars, strict=True):
+        axes.bar(at - 0.2, ours, 0.38, color=CURVK)
+        axes.bar(at + 0.2, theirs, 0.38, color=NUMPY)
+        axes.plot([at - 0.42, at + 0.42], [limit, limit], color=INK, lw=1.6)
+        axes.text(
+            at + 0.2, theirs + top * 0.012, f"{theirs / ours:.1f}×", ha="center", va="bottom", fontsize=9, color=INK
+        )
+    axes.set_xticks(x, [b[0] for b in bars], fontsize=9)
+    for size, places in groups.items():
+        text = (
+            f"one array of {size / 1e6:.0f} M" if size == large["size"] else f"model of {size / 1e6:.1f} M parameters"
+        )
+        axes.annotate(
+            text,
+            (np.mean(places), 0),
+            (0, -24),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=9,
+            color=FAINT,
+        )
+    axes.bar(x[:1], [0], color=CURVK, label="curvk")
+    axes.bar(x[:1], [0], color=NUMPY, label="NumPy, in place; above it, how many times curvk's time")
+    axes.plot([], [], color=INK, lw=1.6, label="limit: a loop with the same memory traffic")
+    axes.set(ylabel="ns per parameter and step", ylim=(0, top * 1.3))
+    axes.set_title("Time in the optimizer", loc="left")
+    handles, labels = axes.get_legend_handles_labels()  # matplotlib puts lines first
+    axes.legend(handles[1:] + handles[:1], labels[1:] + labels[:1], loc="upper left", frameon=False)
+    axes.grid(axis="y", color="#e6e8eb")
+    axes.tick_params(axis="x", length=0)
+
+
+def _grid(axes: Any, x: Array, y: Array, logits: Array, optimizer: str) -> None:
+    """The wrong answers first, then the right ones that were closest to being wrong."""
+    rows, columns = DIGITS
+    predicted = logits.argmax(axis=1)
+    second, first = np.sort(logits, axis=1)[:, -2:].T
+    unsure = np.argsort(first - second, kind="stable")
+    wrong, right = unsure[predicted[unsure] != y[unsure]], unsure[predicted[unsure] == y[unsure]]
+    shown = np.concatenate([wrong, right])[: rows * columns]
+    tile = 10  # 8 pixels and a margin
+    sheet = np.zeros((rows * (tile + 3), columns * tile), np.float32)
+    for k, i in enumerate(shown):
+        top, left = k // columns * (tile + 3) + 1, k % columns * tile + 1
+        sheet[top : top + 8, left : left + 8] = x[i].reshape(8, 8)
+    axes.imshow(sheet, cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
+    for k, i in enumerate(shown):
+        row, column = divmod(k, columns)
+        mistaken = predicted[i] != y[i]
+        text = f"{y[i]} → {predicted[i]}" if mistaken else f"{predicted[i]}"
+        axes.text(
+            column * tile + 4.5,
+            row * (tile + 3) + 9.2,
+            text,
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=WRONG if mistaken else FAINT,
+            fontweight="bold" if mistaken else "normal",
+        )
+    extent = "all" if len(wrong) <= len(shown) else "some of the"
+    axes.set_title(
+        f"What {optimizer} learned: {len(right)} of {len(y)} test digits read rightly. "
+        f"In red {extent} {len(wrong)} misread (truth → answer), then the least sure",
+        loc="left",
+    )
+    axes.set_axis_off()
+
+
+def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, optimizer: str) -> None:
+    """Writes the figure as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "text.color": INK,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "legend.fontsize": 9,
+    }
+    first = report["rows"][0]["model"]
+    machine = report["machine"]
+    with pyplot.rc_context(style):
+        figure = pyplot.figure(figsize=(13, 9.2), layout="constrained")
+        halves = figure.add_gridspec(2, 1, height_ratios=(1.15, 1), hspace=0.06)
+        above = halves[0].subgridspec(1, 2, wspace=0.06, width_ratios=(1, 1.15))
+        _curves(figure.add_subplot(above[0]), [row for row in report["rows"] if row["model"] == first])
+        _bars(figure.add_subplot(above[1]), report["rows"], report["large_array"])
+        _grid(figure.add_subplot(halves[1]), x, y, logits, optimizer)
+        figure.supxlabel(
+            f"curvk {report['curvk']}, {machine['backend']}, {machine['simd']}, {machine['threads']} thread(s), "
+            f"{machine['cpu']}; NumPy {machine['numpy']}; medians",
+            fontsize=8,
+            color=FAINT,
+        )
+        figure.savefig(path, format="png", dpi=120)
+        pyplot.close(figure)
