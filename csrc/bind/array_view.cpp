@@ -97,16 +97,21 @@ bool view_of_tensor(PyObject* object, View& view) {
     return view.itemsize == 0 || reinterpret_cast<uintptr_t>(view.data) % size_t(view.itemsize) == 0;
 }
 
-Format format_of(int type_num) {
+// ml_dtypes registers its bfloat16 with NumPy at run time, under a number that is not known before.
+bool is_bfloat16(const PyObject* scalar_type) {
+    return std::strcmp(reinterpret_cast<const PyTypeObject*>(scalar_type)->tp_name, "ml_dtypes.bfloat16") == 0;
+}
+
+Format format_of(const py::detail::PyArrayDescr_Proxy& descr) {
     using api = py::detail::npy_api;
-    switch (type_num) {
+    switch (descr.type_num) {
         case api::NPY_FLOAT_: return Format::f32;
         case api::NPY_DOUBLE_: return Format::f64;
         case api::NPY_USHORT_: return Format::u16;
         case 23: return Format::f16;  // NPY_HALF, which pybind11 does not name
         case api::NPY_LONG_: return sizeof(long) == 8 ? Format::i64 : Format::other;
         case api::NPY_LONGLONG_: return Format::i64;
-        default: return Format::other;
+        default: return descr.type_num >= 256 && is_bfloat16(descr.typeobj) ? Format::bf16 : Format::other;
     }
 }
 
@@ -131,8 +136,8 @@ bool view_of(PyObject* object, View& view) {
     view.strides = reinterpret_cast<const int64_t*>(array->strides);
     view.ndim = array->nd;
     view.stride_unit = 1;
-    view.format = descr->byteorder == '>' ? Format::other : format_of(descr->type_num);
-    view.itemsize = view.format == Format::f32 ? 4 : view.format == Format::u16 || view.format == Format::f16 ? 2 : 8;
+    view.format = descr->byteorder == '>' ? Format::other : format_of(*descr);
+    view.itemsize = itemsize(view.format);
     view.writable = array->flags & api::NPY_ARRAY_WRITEABLE_;
     view.foreign = false;
     if (array->flags & api::NPY_ARRAY_C_CONTIGUOUS_) view.strides = nullptr;

@@ -13,6 +13,16 @@ namespace py = pybind11;
 
 enum class Format : uint8_t { f32, f64, bf16, f16, u16, i64, other };
 
+inline int64_t itemsize(Format f) {
+    switch (f) {
+        case Format::f32: return 4;
+        case Format::bf16:
+        case Format::f16:
+        case Format::u16: return 2;
+        default: return 8;
+    }
+}
+
 // What an element of `have` may stand for: uint16 arrays carry bf16 bit patterns.
 inline bool accepts(Format want, Format have) { return want == have || (want == Format::bf16 && have == Format::u16); }
 

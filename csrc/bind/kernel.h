@@ -45,16 +45,6 @@ struct Kernel {
     int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
 };
 
-inline int64_t itemsize(Format f) {
-    switch (f) {
-        case Format::f32: return 4;
-        case Format::bf16:
-        case Format::f16:
-        case Format::u16: return 2;
-        default: return 8;
-    }
-}
-
 // ---- from a C signature to a Kernel -----------------------------------------------------------------------------------
 
 template <class T>

@@ -1,0 +1,525 @@
+"""Optimizer steps, the sum of squares and the loss window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..._backend import call
+from ...kernels.optim import AdamPlan, SGDPlan, adam_step, global_norm, sgd_step
+from ..interval import ARITHMETIC, F64, STORAGE, Interval
+from ..registry import SIZES, Array, Arrays, Case, Contender, Factory, Options, Row, optional
+from ..storage import decode, empty, sample
+
+ALL = ("f32", "f64", "bf16", "f16")
+
+
+def _normal(scale: float) -> Callable[[np.random.Generator, int], Array]:
+    return lambda rng, n: scale * rng.standard_normal(n)
+
+
+def _square(scale: float) -> Callable[[np.random.Generator, int], Array]:
+    return lambda rng, n: scale * rng.standard_normal(n) ** 2
+
+
+def _state(fmt: str) -> str:
+    return "f64" if fmt == "f64" else "f32"
+
+
+# ---- SGD ------------------------------------------------------------------------------------------------------------
+
+SGD = {
+    "lr": 0.05,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "decoupled": False,
+    "maximize": False,
+    "first": False,
+    "grad_scale": 1.0,
+}
+
+
+def _make_sgd(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    p, g = (sample(n, fmt, rng, _normal(s)) for s in (1.0, 0.3))
+    return {"p": p, "g": g, "buf": sample(n, _state(fmt), rng, _normal(0.2)) if o.get("momentum") else None}
+
+
+def _run_sgd(a: Arrays, o: Options, fmt: str) -> Arrays:
+    sgd_step(a["p"], a["g"], a["buf"], **{**SGD, **o})
+    return {k: a[k] for k in ("p", "buf") if a[k] is not None}
+
+
+def _plan_sgd(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
+    plan = SGDPlan(a["p"], a["g"], a["buf"])
+    return lambda: plan.step(**{**SGD, **o})
+
+
+def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    o = {**SGD, **o}
+    s = ARITHMETIC[fmt]
+    p, g = (Interval.exact(decode(a[k], fmt), s) for k in "pg")
+    one = Interval.exact(1.0, F64)
+    g = g * (one / o["grad_scale"]).to(s)
+    if o["maximize"]:
+        g = -g
+    if o["decoupled"]:
+        p = p * (one - Interval.exact(o["lr"], F64) * o["weight_decay"]).to(s)
+    elif o["weight_decay"]:
+        g = g + Interval.exact(o["weight_decay"], F64).to(s) * p
+    lr, momentum = (Interval.exact(o[k], F64).to(s) for k in ("lr", "momentum"))
+    if a["buf"] is None:
+        return {"p": (p - lr * g).to(STORAGE[fmt])}
+    buf = g if o["first"] else momentum * Interval.exact(a["buf"], s) + (one - o["dampening"]).to(s) * g
+    direction = g + momentum * buf if o["nesterov"] else buf
+    return {"p": (p - lr * direction).to(STORAGE[fmt]), "buf": buf}
+
+
+def _sgd_streams(o: Options) -> dict[str, str]:
+    streams = {"p": "rw", "g": "r"}
+    return {**streams, "buf": "w" if o.get("first") else "rw"} if o.get("momentum") else streams
+
+
+def _sgd_flops(o: Options) -> int:
+    flops = 4 + 2 * bool(o.get("weight_decay") and not o.get("decoupled"))
+    return flops + (3 * (not o.get("first")) + 2 * bool(o.get("nesterov")) if o.get("momentum") else 0)
+
+
+# ---- Adam -----------------------------------------------------------------------------------------------------------
+
+ADAM = {
+    "step": 7,
+    "lr": 1e-2,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "decoupled": False,
+    "maximize": False,
+    "grad_scale": 1.0,
+    "amsgrad": False,
+}
+
+
+def _adam_options(o: Options) -> dict[str, Any]:
+    full = {**ADAM, **o}
+    del full["amsgrad"]  # not a keyword: max_v decides
+    return full
+
+
+def _make_adam(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    p, g = (sample(n, fmt, rng, _normal(s)) for s in (1.0, 0.3))
+    m = sample(n, _state(fmt), rng, _normal(0.1))
+    v, max_v = (sample(n, _state(fmt), rng, _square(s)) for s in (0.01, 0.02))
+    return {"p": p, "g": g, "m": m, "v": v, "max_v": max_v if o.get("amsgrad") else None}
+
+
+def _run_adam(a: Arrays, o: Options, fmt: str) -> Arrays:
+    adam_step(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"], **_adam_options(o))
+    return {k: a[k] for k in ("p", "m", "v", "max_v") if a[k] is not None}
+
+
+def _plan_adam(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
+    plan = AdamPlan(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"])
+    options = _adam_options(o)
+    return lambda: plan.step(**options)
+
+
+def _power(base: float, n: int) -> Interval:
+    """base^n in double: each of the squarings and products may round, and squaring doubles the error so far."""
+    exact, error = np.longdouble(base) ** n, n * 2.0**-53
+    return Interval(exact * (1 - error), exact * (1 + error), F64)
+
+
+def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    o = {**ADAM, **o}
+    s = ARITHMETIC[fmt]
+    p, g = (Interval.exact(decode(a[k], fmt), s) for k in "pg")
+    m, v = (Interval.exact(a[k], s) for k in "mv")
+    one = Interval.exact(1.0, F64)
+    beta1, beta2 = (Interval.exact(b, F64) for b in o["betas"])
+    g = g * (one / o["grad_scale"]).to(s)
+    if o["maximize"]:
+        g = -g
+    if o["decoupled"]:
+        p = p * (one - Interval.exact(o["lr"], F64) * o["weight_decay"]).to(s)
+    elif o["weight_decay"]:
+        g = g + Interval.exact(o["weight_decay"], F64).to(s) * p
+    m = beta1.to(s) * m + (one - beta1).to(s) * g
+    v = beta2.to(s) * v + (one - beta2).to(s) * (g * g)
+    moments = {"m": m, "v": v}
+    if a["max_v"] is not None:
+        v = moments["max_v"] = v.maximum(Interval.exact(a["max_v"], s))
+    step_size = (Interval.exact(o["lr"], F64) / (one - _power(o["betas"][0], o["step"]))).to(s)
+    root = v.sqrt() * (one / (one - _power(o["betas"][1], o["step"])).sqrt()).to(s)
+    p = p - step_size * m / (root + Interval.exact(o["eps"], F64).to(s))
+    return {"p": p.to(STORAGE[fmt]), **moments}
+
+
+def _adam_streams(o: Options) -> dict[str, str]:
+    streams = {"p": "rw", "g": "r", "m": "rw", "v": "rw"}
+    return {**streams, "max_v": "rw"} if o.get("amsgrad") else streams
+
+
+def _adam_flops(o: Options) -> int:
+    return 15 + 2 * bool(o.get("weight_decay") and not o.get("decoupled")) + bool(o.get("amsgrad"))
+
+
+# ---- peers: torch ---------------------------------------------------------------------------------------------------
+
+
+def _tensor(torch: Any, x: Array) -> Any:
+    return torch.from_numpy(x).view(torch.bfloat16) if x.dtype == np.uint16 else torch.from_numpy(x)
+
+
+def _each(x: Any) -> list[Array]:
+    return x if isinstance(x, list) else [x]
+
+
+def _parameters(torch: Any, a: Arrays) -> list[Any]:
+    params = [torch.nn.Parameter(_tensor(torch, x)) for x in _each(a["p"])]
+    for p, g in zip(params, _each(a["g"]), strict=True):
+        p.grad = _tensor(torch, g)
+    return params
+
+
+def _optimizer(torch: Any, module: Any, kind: str, params: list[Any], o: Options) -> Any:
+    """A torch.optim optimizer, or curvk's of the same name, for a case's options."""
+    how = {} if kind == "curvk" else {kind: True}
+    if "betas" in o:
+        cls = module.AdamW if o["decoupled"] else module.Adam
+        keys: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+    else:
+        cls, keys = module.SGD, ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
+    return cls(params, **{k: o[k] for k in keys}, **how)
+
+
+def _torch_single(kind: str) -> Factory:
+    """torch.optim on the very arrays that curvk steps: the optimizer's state is set to views of them."""
+
+    def factory(a: Arrays, o: Options, fmt: str) -> Contender | None:
+        torch = optional("torch")
+        o = {**(ADAM if "m" in a else SGD), **o}
+        if torch is None or o["grad_scale"] != 1 or (o["decoupled"] and "m" not in a):
+            return None
+        params = _parameters(torch, a)
+        half = fmt in ("bf16", "f16")  # torch keeps states in the parameter's type, so it moves fewer bytes
+        states = {k: x for k, x in a.items() if k not in "pg" and x is not None}
+        tensors = {k: _tensor(torch, x).to(params[0].dtype) if half else _tensor(torch, x) for k, x in states.items()}
+        optimizer = _optimizer(torch, torch.optim, kind, params, o)
+        names = {"m": "exp_avg", "v": "exp_avg_sq", "max_v": "max_exp_avg_sq", "buf": "momentum_buffer"}
+        if "m" in a:
+            optimizer.state[params[0]]["step"] = torch.tensor(float(o["step"] - 1))
+        optimizer.state[params[0]].update({names[k]: t for k, t in tensors.items()})
+        return Contender(f"torch {kind}", optimizer.step, arrays={"p": a["p"]} if half else None)
+
+    return factory
+
+
+def _torch_model(kind: str, fresh: bool = False) -> Factory:
+    """An optimizer over a model's tensors; `fresh` gives it other gradient tensors at every step, as backward does."""
+
+    def factory(a: Arrays, o: Options, fmt: str) -> Contender | None:
+        torch = optional("torch")
+        o = {**(ADAM if "m" in a else SGD), **o}
+        if torch is None or o["grad_scale"] != 1:
+            return None
+        try:
+            module = torch.optim if kind != "curvk" else __import__("curvk.torch", fromlist=["AdamW"])
+        except ImportError:
+            return None
+        params = _parameters(torch, a)
+        optimizer = _optimizer(torch, module, kind, params, o)
+        gradients = [[p.grad for p in params]]
+
+        def other_gradients() -> None:
+            if len(gradients) == 1:
+                gradients.append([g.clone() for g in gradients[0]])
+            gradients.reverse()
+            for p, g in zip(params, gradients[0], strict=True):
+                p.grad = g
+
+        name = f"{'curvk.torch' if kind == 'curvk' else 'torch ' + kind}{', fresh gradients' if fresh else ''}"
+        return Contender(name, optimizer.step, other_gradients if fresh else None, arrays={"p": a["p"]})
+
+    return factory
+
+
+# ---- peers: Numba and NumPy -----------------------------------------------------------------------------------------
+
+
+def _adam_coefficients(o: Options, number: Any) -> list[Any]:
+    (beta1, beta2), t = o["betas"], o["step"]
+    shrink = 1 - o["lr"] * o["weight_decay"]
+    scalars = (
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        o["lr"] / (1 - beta1**t),
+        1 / math.sqrt(1 - beta2**t),
+        o["eps"],
+        shrink,
+    )
+    return [number(s) for s in scalars]
+
+
+def _peer_options(a: Arrays, o: Options, fmt: str) -> dict[str, Any] | None:
+    """The full options where the hand-written peers below cover them: Adam and AdamW in float32 and float64."""
+    o = {**ADAM, **o}
+    coupled = o["weight_decay"] and not o["decoupled"]
+    covered = not (
+        a["max_v"] is not None or coupled or o["maximize"] or o["grad_scale"] != 1 or fmt not in ("f32", "f64")
+    )
+    return o if covered else None
+
+
+_compiled: dict[str, Any] = {}
+
+
+def _numba_adam(a: Arrays, o: Options, fmt: str) -> Contender | None:
+    """The loop a Numba user writes: parallel, with fast-math."""
+    numba, options = optional("numba"), _peer_options(a, o, fmt)
+    if numba is None or options is None:
+        return None
+
+    def loop(p, g, m, v, beta1, gain1, beta2, gain2, step_size, inv_root2, eps, shrink):  # type: ignore[no-untyped-def]
+        for i in numba.prange(p.size):
+            m[i] = beta1 * m[i] + gain1 * g[i]
+            v[i] = beta2 * v[i] + gain2 * g[i] * g[i]
+            p[i] = p[i] * shrink - step_size * m[i] / (np.sqrt(v[i]) * inv_root2 + eps)
+
+    step = _compiled.setdefault("adam", numba.njit(parallel=True, fastmath=True, error_model="numpy")(loop))
+    arguments = a["p"], a["g"], a["m"], a["v"], *_adam_coefficients(options, a["p"].dtype.type)
+    return Contender("numba", lambda: step(*arguments))
+
+
+def _numpy_adam(block: int | None) -> Factory:
+    """NumPy in place, with `out=` everywhere and temporaries made beforehand; whole arrays or cache-sized blocks."""
+
+    def factory(a: Arrays, o: Options, fmt: str) -> Contender | None:
+        options = _peer_options(a, o, fmt)
+        if options is None:
+            return None
+        beta1, gain1, beta2, gain2, step_size, inv_root2, eps, shrink = _adam_coefficients(options, a["p"].dtype.type)
+        length = min(block or a["p"].size, a["p"].size)
+        temporary = empty(length, a["p"].dtype)
+        blocks = [tuple(a[k][i : i + length] for k in "pgmv") for i in range(0, a["p"].size, max(length, 1))]
+
+        def step() -> None:
+            for p, g, m, v in blocks:
+                t = temporary[: p.size]
+                np.multiply(g, gain1, out=t)
+                np.multiply(m, beta1, out=m)
+                np.add(m, t, out=m)
+                np.multiply(g, g, out=t)
+                np.multiply(t, gain2, out=t)
+                np.multiply(v, beta2, out=v)
+                np.add(v, t, out=v)
+                np.sqrt(v, out=t)
+                np.multiply(t, inv_root2, out=t)
+                np.add(t, eps, out=t)
+                np.divide(m, t, out=t)
+                np.multiply(t, step_size, out=t)
+                if shrink != 1:
+                    np.multiply(p, shrink, out=p)
+                np.subtract(p, t, out=p)
+
+        return Contender("numpy in blocks" if block else "numpy", step)
+
+    return factory
+
+
+# ---- the sum of squares ---------------------------------------------------------------------------------------------
+
+
+def _make_norm(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    return {"x": sample(n, fmt, rng, _normal(0.1))}
+
+
+def _cut(x: Array, o: Options) -> list[Array]:
+    """One array, or an uneven list with an empty one."""
+    third = x.size // 3
+    return [x[:third], x[third:third], x[third:]] if o.get("list") else [x]
+
+
+def _run_norm(a: Arrays, o: Options, fmt: str) -> Arrays:
+    return {"norm": np.array(global_norm(a["x"] if isinstance(a["x"], list) else _cut(a["x"], o)))}
+
+
+def _true_norm(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    x = decode(a["x"], fmt).astype(np.longdouble)
+    if not np.isfinite(x).all():
+        value = np.longdouble(np.nan if np.isnan(x).any() else np.inf)
+        return {"norm": Interval(value, value, F64)}
+    squares = x * x  # exact for formats up to float32; for float64 the low part carries on
+    if x.size <= 2**20:
+        high = squares.astype(np.float64)
+        norm = np.sqrt(np.longdouble(math.fsum([*high.tolist(), *(squares - high).astype(np.float64).tolist()])))
+    else:  # fsum would take seconds; a pairwise sum with 11 more bits is far inside the bound
+        norm = np.sqrt(np.sum(squares))
+    chunk = min(x.size, 32768)
+    error = (
+        ((chunk / 16 + 16) + x.size / 32768 + 3 + 4) * 2.0**-53 / 2
+    )  # of the sum, halved by the root; plus scaling and root
+    return {"norm": Interval(norm * (1 - error), norm * (1 + error) + np.longdouble(2) ** -1074, F64)}
+
+
+def _torch_norm(a: Arrays, o: Options, fmt: str) -> Contender | None:
+    torch = optional("torch")
+    if torch is None:
+        return None
+    tensors = [_tensor(torch, x) for x in _each(a["x"])]
+    return Contender("torch", lambda: torch.nn.utils.get_total_norm(tensors).item(), arrays={})
+
+
+def _numpy_norm(a: Arrays, o: Options, fmt: str) -> Contender | None:
+    if fmt not in ("f32", "f64"):
+        return None
+    x = _each(a["x"])
+    return Contender("numpy dot", lambda: math.sqrt(sum(float(np.dot(y, y)) for y in x)), arrays={})
+
+
+# ---- the loss window ------------------------------------------------------------------------------------------------
+
+
+def _make_window(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    """A ring that `stored` losses have gone through; n is its length."""
+    return {"window": 1 + 0.1 * rng.standard_normal(n), "stored": np.array([o["stored"]]), "out": np.zeros(3)}
+
+
+def _run_window(a: Arrays, o: Options, fmt: str) -> Arrays:
+    call("loss_window", (a["window"], a["stored"], a["out"]), (a["window"].size, o["period"], o["loss"]))
+    return a
+
+
+def _true_window(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
+    window, stored, patience = a["window"].copy(), int(a["stored"][0]), a["window"].size
+    zero = np.zeros(3)
+    if math.isnan(o["loss"]):
+        return {"window": window, "stored": np.array([stored]), "out": zero}
+    window[stored % patience] = o["loss"]
+    stored += 1
+    result = {"window": window, "stored": np.array([stored])}
+    if stored < patience:
+        return {**result, "out": zero}
+    newest_last = np.roll(window, -(stored % patience)).astype(np.longdouble)
+    statistics = [np.longdouble(newest_last[-1] >= newest_last.max())]
+    statistics += [np.var(newest_last[-min(o["period"], patience) :]), np.var(newest_last)]
+    # Two passes of at most n rounded additions each about a shift inside the data's range.
+    values, reach = np.array(statistics), float(np.ptp(newest_last))
+    error = np.array([0, 1, 1]) * (patience + 4) * 2.0**-52 * (values + reach * reach)
+    return {**result, "out": Interval(values - error, values + error, F64)}
+
+
+_WINDOW = {"stored": 1000, "period": 10, "loss": 1.5}
+
+_FULL = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+_FEW = (10_000, 1_000_000, 10_000_000)
+
+CASES: Sequence[Case] = [
+    Case(
+        op="adam_step",
+        make=_make_adam,
+        run=_run_adam,
+        plan=_plan_adam,
+        truth=_true_adam,
+        error="correctly rounded operations in the order written; scalars in double, rounded once",
+        variants={
+            "adam": {},
+            "adamw": {"weight_decay": 0.01, "decoupled": True},
+            "coupled": {"weight_decay": 0.01},
+            "amsgrad": {"amsgrad": True},
+            "amsgrad-coupled": {"amsgrad": True, "weight_decay": 0.01, "maximize": True},
+            "maximize-scaled": {"maximize": True, "grad_scale": 3.0, "decoupled": True, "weight_decay": 0.1},
+            "first": {"step": 1},
+            "late": {"step": 100_000, "betas": (0.95, 0.9999)},
+            "memoryless": {"betas": (0.0, 0.0), "eps": 0.5},
+        },
+        flops=_adam_flops,
+        streams=_adam_streams,
+        peers={
+            "torch fused": _torch_single("fused"),
+            "torch foreach": _torch_single("foreach"),
+            "numba": _numba_adam,
+            "numpy": _numpy_adam(None),
+            "numpy in blocks": _numpy_adam(16_384),
+        },
+        models={
+            "curvk.torch": _torch_model("curvk"),
+            "curvk.torch, fresh gradients": _torch_model("curvk", fresh=True),
+            "torch fused": _torch_model("fused"),
+            "torch foreach": _torch_model("foreach"),
+        },
+        first={"step": 1},
+        rows=(
+            Row("adamw", ("f32",), sizes=_FULL, headline=True),
+            Row("adam", ("f32",), sizes=_FULL[1:]),
+            Row("adamw", ("f64", "bf16", "f16"), sizes=_FEW),
+            Row("amsgrad", ("f32",), sizes=_FEW),
+            Row("adamw", ("f32",), models=("1000x1000", "resnet50", "gpt2-small")),
+        ),
+    ),
+    Case(
+        op="sgd_step",
+        make=_make_sgd,
+        run=_run_sgd,
+        plan=_plan_sgd,
+        truth=_true_sgd,
+        error="correctly rounded operations in the order written; scalars in double, rounded once",
+        variants={
+            "momentum": {"momentum": 0.9},
+            "plain": {},
+            "coupled": {"weight_decay": 0.01, "maximize": True, "grad_scale": 3.0},
+            "decoupled": {"weight_decay": 0.1, "decoupled": True},
+            "first": {"momentum": 0.9, "first": True, "weight_decay": 0.01},
+            "dampening": {"momentum": 0.9, "dampening": 0.3},
+            "nesterov": {"momentum": 0.9, "nesterov": True},
+            "nesterov-coupled": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        },
+        flops=_sgd_flops,
+        streams=_sgd_streams,
+        peers={"torch fused": _torch_single("fused"), "torch foreach": _torch_single("foreach")},
+        models={"torch fused": _torch_model("fused"), "torch foreach": _torch_model("foreach")},
+        first={"first": True},
+        rows=(
+            Row("momentum", ("f32",), sizes=_FEW),
+            Row("plain", ("f32", "bf16"), sizes=_FEW[1:]),
+            Row("momentum", ("f32",), models=("1000x1000",)),
+        ),
+    ),
+    Case(
+        op="sum_squares",
+        make=_make_norm,
+        run=_run_norm,
+        truth=_true_norm,
+        error="relative error of the sum: (chunk / 16 + 16 + chunks) 2^-53, chunks of 32,768 elements",
+        variants={"default": {}, "list": {"list": True}},
+        flops=lambda o: 2,
+        streams=lambda o: {"x": "r"},
+        peers={"torch": _torch_norm, "numpy dot": _numpy_norm},
+        models={"torch": _torch_norm, "numpy dot": _numpy_norm},
+        rows=(Row("default", ALL, sizes=_FEW[1:]), Row("default", ("f32",), models=("1000x1000",))),
+    ),
+    Case(
+        op="loss_window",
+        make=_make_window,
+        run=_run_window,
+        truth=_true_window,
+        error="two passes about the newest loss: patience 2^-52 of the variance and of the range squared",
+        variants={
+            "full": _WINDOW,
+            "filling": {**_WINDOW, "stored": 0},
+            "high": {**_WINDOW, "loss": 9.0},
+            "near-constant": {**_WINDOW, "loss": 1.0 + 1e-9, "period": 1000},
+            "nan": {**_WINDOW, "loss": math.nan},
+        },
+        flops=lambda o: 0,
+        streams=lambda o: {},
+        sizes=(*(n for n in SIZES if 0 < n < 1000), 10, 100),
+        special=False,
+    ),
+]

@@ -1,0 +1,177 @@
+"""The registry: for every kernel one case with its inputs, an independent truth, its cost and its peers.
+
+Tests, the benchmark and the docs read it; a new kernel adds a case to `cases/<family>.py` and is found there. Which
+arrays a kernel writes and which formats it has follow from the C header.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from .._arrays import dtype_of
+from .._signatures import Function, ops
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Any]
+"""A kernel's array arguments by their names in the header; None for one left out, a list of arrays for a model."""
+Options = Mapping[str, Any]
+"""The public function's keywords, over the case's defaults."""
+
+SIZES = (0, 1, 2, 3, 15, 16, 17, 1023, 32767, 32768, 32769, 100003)
+"""Sizes that meet every edge: vector lanes, lane folds, the reduction's chunk, the team's grain, and an odd prime."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that does one step on given arrays: curvk or a peer."""
+
+    name: str
+    step: Callable[[], object]
+    prepare: Callable[[], object] | None = None  # run before each step, outside the timed part
+    arrays: Arrays | None = (
+        None  # where it leaves its results, if not in the arrays it was given; {} if it returns them
+    )
+    level: str = ""  # the SIMD level to run at, if not the one in force
+
+
+Factory = Callable[[Arrays, Options, str], Contender | None]
+"""Makes a contender for arrays, options and a format; None where its library is missing or cannot do that."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the benchmark times: one variant of a case, on single arrays of these sizes or on models' shapes."""
+
+    variant: str
+    formats: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    models: tuple[str, ...] = ()
+    headline: bool = False  # a quick run measures its larger arrays too
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel.
+
+    Attributes:
+        op: its name, as in the header without prefix and format.
+        make: (n, format, rng, options) -> array arguments of n elements with plausible values.
+        run: (arrays, options, format) -> outputs, through the public function.
+        truth: (arrays before the call, options, format) -> outputs: `interval.Interval`, or arrays where exact.
+        error: the error class in words: what the truth's intervals allow and why.
+        variants: name -> options; the first is the one that tests of everything else use.
+        flops: (options) -> arithmetic operations per element; a square root and a division count as one each.
+        streams: (options) -> how each array is used: "r", "w" or "rw"; the limit loop moves the same bytes.
+        sizes: sizes that the tests sweep.
+        plan: (arrays, options, format) -> a step over lists of arrays that were checked once, or None.
+        peers: name -> factory, on single arrays.
+        models: name -> factory, on lists of arrays.
+        first: the options of a first step, whose states are zeros; for contenders that begin there.
+        rows: what the benchmark times; none for a kernel whose cost is not per element.
+        special: whether every array may hold NaN, infinities, denormals and huge numbers.
+    """
+
+    op: str
+    make: Callable[[int, str, np.random.Generator, Options], Arrays]
+    run: Callable[[Arrays, Options, str], Arrays]
+    truth: Callable[[Arrays, Options, str], dict[str, Any]]
+    error: str
+    variants: Mapping[str, Options]
+    flops: Callable[[Options], int]
+    streams: Callable[[Options], dict[str, str]]
+    sizes: tuple[int, ...] = SIZES
+    plan: Callable[[Arrays, Options, str], Callable[[], None]] | None = None
+    peers: Mapping[str, Factory] = field(default_factory=dict)
+    models: Mapping[str, Factory] = field(default_factory=dict)
+    first: Options = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    special: bool = True
+
+    @property
+    def kernels(self) -> dict[str, Function]:
+        """The kernel of each format."""
+        return ops()[self.op]
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(self.kernels)
+
+    @property
+    def elementwise(self) -> bool:
+        return next(iter(self.kernels.values())).elementwise
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The arrays that the kernel writes, from the header."""
+        return tuple(a.name for a in next(iter(self.kernels.values())).arrays if a.written)
+
+    def dtypes(self, fmt: str) -> dict[str, np.dtype[Any]]:
+        """The dtype of each array argument, from the header. float16 stands for the bits of f16."""
+        half = np.dtype(np.float16 if fmt == "f16" else np.uint16)
+        found = {a.name: dtype_of(a, fmt) for a in self.kernels[fmt].arrays}
+        return {name: half if dtype == np.uint16 else dtype for name, dtype in found.items()}
+
+    def bytes(self, fmt: str, options: Options) -> int:
+        """Memory traffic per element: each read and each write once."""
+        dtypes = self.dtypes(fmt)
+        return sum(dtypes[name].itemsize * len(use) for name, use in self.streams(options).items())
+
+
+@lru_cache(maxsize=1)
+def cases() -> dict[str, Case]:
+    """Every case by its kernel's name, from all modules in `cases`."""
+    from . import cases as package
+
+    found: dict[str, Case] = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+        for case in import_module(f"{package.__name__}.{module}").CASES:
+            if case.op in found:
+                raise ValueError(f"two cases for the kernel {case.op}")
+            found[case.op] = case
+    return found
+
+
+def optional(name: str) -> Any:
+    """A module that a peer needs, or None where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+# ---- models' shapes -------------------------------------------------------------------------------------------------
+
+
+def _gpt2() -> list[tuple[int, ...]]:
+    d, block = 768, []
+    for _ in range(12):
+        block += [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,), (d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    return [(50257, d), (1024, d), *block, (d,), (d,)]
+
+
+def _resnet50() -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    width = 64
+    for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for out, into, k in ((planes, width, 1), (planes, planes, 3), (4 * planes, planes, 1)):
+                shapes += [(out, into, k, k), (out,), (out,)]
+            if block == 0:
+                shapes += [(4 * planes, width, 1, 1), (4 * planes,), (4 * planes,)]
+            width = 4 * planes
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    "1000x1000": lambda: [(1000,)] * 1000,
+    "resnet50": _resnet50,
+    "gpt2-small": _gpt2,
+}
+"""Shapes of a model's parameters: 1,000 small tensors, ResNet-50 (161 tensors, 25.6 M), GPT-2 small (148, 124 M)."""
