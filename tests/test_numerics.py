@@ -273,19 +273,18 @@ class FloatControl:
             self.libm.fesetenv(before)
 
 
-@pytest.mark.skipif(not compiled, reason="needs compiled kernels; the twins run in the caller's floating-point mode")
 @pytest.mark.skipif(sys.platform != "linux", reason="sets flush-to-zero through glibc's and musl's fenv_t")
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("backend", "threads"), [("cpp", 1), ("cpp", 2), ("numba", 1)] if compiled else [("numba", 1)])
 @pytest.mark.parametrize(("case", "fmt", "variant"), [p for p in ALL if p.values[0].special])
-def test_caller_flushes_to_zero(case: Case, fmt: str, variant: str, threads: int) -> None:
+def test_caller_flushes_to_zero(case: Case, fmt: str, variant: str, backend: str, threads: int) -> None:
     inputs = special_inputs(case, fmt, variant, 70001 if threads > 1 else 1023)
     if not case.elementwise:
         inputs = {k: np.where(np.isfinite(decode(x, fmt)), x, x.dtype.type(0)) for k, x in inputs.items()}
-    with curvk.use_backend("cpp"):
+    with curvk.use_backend(backend):
         reference = run(case, fmt, variant, inputs)
     control = FloatControl()
     word = control.get()[control.word] & control.control
-    with curvk.use_backend("cpp"), curvk.threads(threads), control.flushing():
+    with curvk.use_backend(backend), curvk.threads(threads), control.flushing():
         assert control.flushes()
         got = run(case, fmt, variant, inputs)
         assert control.flushes(), "the kernel left its own floating-point mode behind"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ._backend import core
 from ._errors import message
 
@@ -43,8 +45,8 @@ def set_num_threads(n: int | None) -> None:
         core.set_num_threads(count)
 
 
-class threads:
-    """`with curvk.threads(n):` limits kernels called by this Python thread to n threads.
+class threads(threading.local):
+    """`with curvk.threads(n):` runs kernels called by this Python thread on up to n threads, whatever the process is set to.
 
     >>> import curvk
     >>> with curvk.threads(1):
@@ -54,10 +56,12 @@ class threads:
 
     def __init__(self, n: int) -> None:
         self._n = _check("threads", n)
+        self._before: list[int] = []  # one entry for each time this Python thread has entered
 
     def __enter__(self) -> None:
-        self._before = 0 if core is None else core.set_thread_limit(self._n)
+        if core is not None:
+            self._before.append(core.set_thread_limit(self._n))
 
     def __exit__(self, *exc: object) -> None:
         if core is not None:
-            core.set_thread_limit(self._before)
+            core.set_thread_limit(self._before.pop())

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._arrays import Column, check, written
 from ._errors import check_scalar
+from ._float_control import default_float_control
 from ._loops.half import from_float32, to_float32
 
 
@@ -40,8 +41,15 @@ class Plan:
         module = import_module(f"._loops.{kernel.family}", __package__)
         body = getattr(module, self.op)
         prologue = getattr(module, f"{self.op}_scalars", None)
-        if prologue is not None:
-            values = list(prologue(*values))
+        with default_float_control():
+            if prologue is not None:
+                values = list(prologue(*values))
+            self._run(body, values)
+        if self.resolved.foreign:
+            written(self.resolved.foreign)
+
+    def _run(self, body: Any, values: list[Any]) -> None:
+        kernel = self.resolved.kernel
         if not kernel.is_list:
             body(*self.resolved.columns, *values)
         elif kernel.elementwise:
@@ -52,8 +60,6 @@ class Plan:
                 for a, c in zip(kernel.arrays, self.resolved.columns, strict=True)
             ]
             body(*tables, *values)
-        if self.resolved.foreign:
-            written(self.resolved.foreign)
 
     def _load(self, x: np.ndarray[Any, Any], stored: bool) -> np.ndarray[Any, Any]:
         """Elements of a 16-bit storage format as float32."""
@@ -76,7 +82,7 @@ class Plan:
             work = [x if x is None else self._load(x, s) for x, s in zip(flat, stored, strict=True)]
             body(*work, *typed)
             for a, s, original, x, w in zip(kernel.arrays, stored, row, flat, work, strict=True):
-                if x is None or not a.written:
+                if original is None or w is None or not a.written:
                     continue
                 result = from_float32(w, kernel.format) if s else w
                 if not views:
