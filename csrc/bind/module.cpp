@@ -51,6 +51,7 @@ class Plan {
 
     // Takes other arrays in place of the present ones; costs some tens of nanoseconds per array.
     void rebind(const py::tuple& columns) {
+        if (running_) throw std::runtime_error(op_ + ": the plan is running in another thread; rebind it afterwards");
         bool accepted = bind(columns, false);
         if (!accepted) {
             const py::object format = fixed_format_ < 0 ? py::object(py::none()) : py::str(kernel_format_name());
@@ -61,30 +62,37 @@ class Plan {
     }
 
     void run(const py::tuple& scalars) {
+        // Numbers first: converting one may run Python code, which may rebind this plan.
+        Slot slots[max_arguments];
+        size_t given = 0;
+        const auto& formal = variants_->front().arguments;  // every variant takes the same scalars in the same places
+        for (size_t i = 0; i < formal.size(); ++i) {
+            if (!formal[i].is_scalar()) continue;
+            if (given >= scalars.size()) throw py::type_error(op_ + ": too few scalars");
+            slots[i] = scalar(formal[i], scalars[given++]);
+        }
+        if (given != scalars.size()) throw py::type_error(op_ + ": too many scalars");
         if (!kernel_) throw std::runtime_error(op_ + ": the plan's last arrays were refused; rebind it");
         const Kernel& k = *kernel_;
-        Slot slots[max_arguments];
-        size_t column = 0, given = 0;
+        size_t column = 0;
         for (size_t i = 0; i < k.arguments.size(); ++i) {
-            const Argument& a = k.arguments[i];
-            switch (a.kind) {
+            switch (k.arguments[i].kind) {
                 case Argument::sizes: slots[i].pointer = sizes_.data(); break;
                 case Argument::count: slots[i].integer = int64_t(sizes_.size()); break;
                 case Argument::table: slots[i].pointer = present_[column] ? table(column) : nullptr; ++column; break;
                 case Argument::array: slots[i].pointer = present_[column] ? *table(column) : nullptr; ++column; break;
-                default:
-                    if (given >= scalars.size()) throw py::type_error(op_ + ": too few scalars");
-                    slots[i] = scalar(a, scalars[given++]);
+                default: break;
             }
         }
-        if (given != scalars.size()) throw py::type_error(op_ + ": too many scalars");
         int32_t status = CURVK_OK;
+        ++running_;  // counted under the GIL; rebind refuses meanwhile
         {
             std::optional<py::gil_scoped_release> released;
             if (total_ >= keep_gil_below) released.emplace();
             if (strided_.empty() || !sizes_.empty()) status = k(slots);
             for (size_t row = 0; row < strided_.size() && status == CURVK_OK; ++row) status = run_row(strided_[row], slots);
         }
+        --running_;
         if (status > 0) {
             const auto [name, position] = scalar_at(size_t(status) - 1);
             python("curvk._errors", "out_of_range")(op_, name, scalars[position]);
@@ -98,6 +106,7 @@ class Plan {
     struct Interval {
         uintptr_t begin, end;
         bool operator<(const Interval& o) const { return begin < o.begin; }
+        bool operator==(const Interval& o) const { return begin == o.begin && end == o.end; }
     };
 
     const char* kernel_format_name() const {
@@ -116,27 +125,67 @@ class Plan {
         return nullptr;
     }
 
-    // Item `row` of a column: a list's item, or the column itself where it is one array.
+    // Item `row` of a column: that of a list or tuple, or the column itself where it is one array.
     static PyObject* item(PyObject* column, size_t row) {
-        return PyList_CheckExact(column) ? PyList_GET_ITEM(column, Py_ssize_t(row)) : column;
+        return PyList_CheckExact(column)    ? PyList_GET_ITEM(column, Py_ssize_t(row))
+               : PyTuple_CheckExact(column) ? PyTuple_GET_ITEM(column, Py_ssize_t(row))
+                                            : column;
     }
-    static size_t length(PyObject* column) { return PyList_CheckExact(column) ? size_t(PyList_GET_SIZE(column)) : 1; }
+    static size_t length(PyObject* column) {
+        return PyList_CheckExact(column) || PyTuple_CheckExact(column) ? size_t(Py_SIZE(column)) : 1;
+    }
 
     // Fills the tables. False where anything is unusual; the plan is then unusable until a bind succeeds. `resolved`
     // arrays were checked in Python: rows whose layouts differ are kept as strided rows instead of refused.
+    //
+    // A written column that is a tuple belongs to the caller: it tells the arrays' owner of writes itself, and keeps their
+    // memory in place. If it is the very tuple of the last bind it is frozen, its arrays are not read again. A thousand
+    // tensors that were not touched for a step cost more to look at than to step.
     bool bind(const py::tuple& columns, bool resolved) {
+        freeze_ = may_freeze(columns);
+        if (try_bind(columns, resolved)) return true;
+        if (!freeze_) return false;
+        freeze_ = false;  // perhaps a parameter's layout has changed: read everything
+        return try_bind(columns, resolved);
+    }
+
+    bool may_freeze(const py::tuple& columns) const {
+        if (!kernel_ || !strided_.empty() || columns.size() != size_t(PyTuple_GET_SIZE(columns_.ptr()))) return false;
+        bool any = false;
+        for (size_t c = 0; c < kernel_->arrays.size(); ++c) {
+            if (!owned(*kernel_->arrays[c], columns[c].ptr())) continue;
+            if (PyTuple_GET_ITEM(columns_.ptr(), Py_ssize_t(c)) != columns[c].ptr()) return false;
+            any = true;
+        }
+        return any;
+    }
+
+    static bool owned(const Argument& a, PyObject* column) {
+        return a.kind == Argument::table && a.written && PyTuple_CheckExact(column);
+    }
+
+    bool try_bind(const py::tuple& columns, bool resolved) {
+        const Kernel* const last_kernel = kernel_;
         kernel_ = nullptr;
         sizes_.clear();
         strided_.clear();
         written_.clear();
         read_.clear();
+        if (!freeze_) {
+            owned_.clear();
+            layouts_.clear();
+        }
+        layout_ = 0;
         total_ = 0;
         foreign_ = py::object();
-        rows_ = length(columns[0].ptr());
+        const size_t rows = length(columns[0].ptr());
+        if (freeze_ && rows != rows_) return false;
+        rows_ = rows;
         View first;
+        if (PyTuple_CheckExact(columns[0].ptr())) return false;
         if (rows_ > 0 && !view_of(item(columns[0].ptr(), 0), first)) return false;
         const Kernel* k = rows_ > 0 ? variant(first) : &variants_->front();
-        if (!k) return false;
+        if (!k || (freeze_ && k != last_kernel)) return false;
         const auto& arrays = k->arrays;
         if (arrays.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
         if (arrays.size() > max_arrays) throw std::runtime_error(op_ + ": raise max_arrays in the binder");
@@ -144,6 +193,8 @@ class Plan {
         for (size_t c = 0; c < arrays.size(); ++c) {
             PyObject* column = columns[c].ptr();
             present_[c] = column != Py_None;
+            owned_column_[c] = owned(*arrays[c], column);
+            if (PyTuple_CheckExact(column) && !PyList_CheckExact(columns[0].ptr())) return false;
             if (!present_[c]) {
                 if (!arrays[c]->nullable) return false;
             } else if (arrays[c]->kind == Argument::table) {
@@ -152,14 +203,15 @@ class Plan {
                 View v;
                 if (!view(column, *arrays[c], known(c, 0) == column, v) || !v.c_contiguous()) return false;
                 *table(c) = v.data;
-                note(v, *arrays[c], column);
+                note(v, c, *arrays[c], column);
                 total_ += k->is_list() ? 0 : v.size();
             }
         }
         if (k->is_list())
             for (size_t row = 0; row < rows_; ++row)
                 if (!bind_row(*k, columns, row, resolved && k->elementwise)) return false;
-        if (!resolved && overlapping()) return false;
+        if (resolved) last_written_.clear(), sorted_.clear();
+        else if (overlapping()) return false;
         kernel_ = k;
         columns_ = columns;
         return true;
@@ -169,13 +221,14 @@ class Plan {
         View views[max_arrays];
         bool flat = true;
         for (size_t c = 0; c < k.arrays.size(); ++c) {
-            if (k.arrays[c]->kind != Argument::table || !present_[c]) continue;
+            if (k.arrays[c]->kind != Argument::table || !present_[c] || (freeze_ && owned_column_[c])) continue;
             PyObject* object = item(columns[c].ptr(), row);
             if (!view(object, *k.arrays[c], known(c, row) == object, views[c])) return false;
             if (!views[c].same_shape(views[0])) return false;
             flat = flat && views[c].same_dense_layout(views[0]);
         }
         if (!flat && !allow_strided) return false;
+        if (!same_layout(views[0])) return false;
         const int64_t n = views[0].size();
         if (n == 0) return true;
         total_ += n;
@@ -183,7 +236,7 @@ class Plan {
         for (size_t c = 0; c < k.arrays.size(); ++c) {
             const Argument& a = *k.arrays[c];
             const View& v = views[c];
-            if (a.kind != Argument::table) continue;
+            if (a.kind != Argument::table || (freeze_ && owned_column_[c])) continue;
             if (flat) {
                 table(c)[sizes_.size()] = v.data;
             } else {
@@ -191,9 +244,27 @@ class Plan {
                 for (int axis = 0; v.data && axis < v.ndim; ++axis)
                     strided_.back().arrays.back().strides.push_back(v.step(axis));
             }
-            if (v.data) note(v, a, item(columns[c].ptr(), row));
+            if (v.data) note(v, c, a, item(columns[c].ptr(), row));
         }
         if (flat) sizes_.push_back(n);
+        return true;
+    }
+
+    // Remembers the layout of a row's first array; with frozen columns, tells whether it is the remembered one.
+    bool same_layout(const View& v) {
+        const size_t length = 1 + 2 * size_t(v.ndim);
+        if (!freeze_) {
+            if (std::none_of(owned_column_, owned_column_ + max_arrays, [](bool o) { return o; })) return true;
+            layouts_.push_back(v.ndim);
+            for (int i = 0; i < v.ndim; ++i) layouts_.insert(layouts_.end(), {v.shape[i], v.step(i)});
+            return true;
+        }
+        if (layout_ + length > layouts_.size() || layouts_[layout_] != v.ndim) return false;
+        for (int i = 0; i < v.ndim; ++i) {
+            const int64_t* const axis = &layouts_[layout_ + 1 + 2 * size_t(i)];
+            if (axis[0] != v.shape[i] || axis[1] != v.step(i)) return false;
+        }
+        layout_ += length;
         return true;
     }
 
@@ -212,23 +283,32 @@ class Plan {
                !(v.foreign && !known && lazily_negated(object));
     }
 
-    // Remembers the memory an array takes and, if it is written, its owner.
-    void note(const View& v, const Argument& a, PyObject* object) {
+    // Remembers the memory an array takes and, if it is written, whom to tell.
+    void note(const View& v, size_t c, const Argument& a, PyObject* object) {
         const auto begin = reinterpret_cast<uintptr_t>(v.data);
-        (a.written ? written_ : read_).push_back({begin, begin + size_t(v.size() * v.itemsize)});
-        if (!v.foreign || !a.written) return;
+        auto& intervals = owned_column_[c] ? owned_ : a.written ? written_ : read_;
+        intervals.push_back({begin, begin + size_t(v.size() * v.itemsize)});
+        if (!v.foreign || !a.written || owned_column_[c]) return;
         if (!foreign_) foreign_ = py::list();
         py::reinterpret_borrow<py::list>(foreign_).append(py::handle(object));
     }
 
     // True where a written array shares memory with any other.
     bool overlapping() {
-        std::sort(written_.begin(), written_.end());
-        for (size_t i = 1; i < written_.size(); ++i)
-            if (written_[i].begin < written_[i - 1].end) return true;
+        if (!freeze_ || written_ != last_written_) {
+            sorted_ = written_;
+            sorted_.insert(sorted_.end(), owned_.begin(), owned_.end());
+            std::sort(sorted_.begin(), sorted_.end());
+            last_written_ = written_;
+            for (size_t i = 1; i < sorted_.size(); ++i)
+                if (sorted_[i].begin < sorted_[i - 1].end) {
+                    last_written_.clear();
+                    return true;
+                }
+        }
         for (const Interval& r : read_) {
-            const auto after = std::lower_bound(written_.begin(), written_.end(), Interval{r.end, 0});
-            if (after != written_.begin() && std::prev(after)->end > r.begin) return true;
+            const auto after = std::lower_bound(sorted_.begin(), sorted_.end(), Interval{r.end, 0});
+            if (after != sorted_.begin() && std::prev(after)->end > r.begin) return true;
         }
         return false;
     }
@@ -302,7 +382,14 @@ class Plan {
     std::vector<void*> addresses_;    // see table()
     std::vector<int64_t> sizes_;      // elements of each flat row
     std::vector<StridedRow> strided_;
-    std::vector<Interval> written_, read_;  // memory taken
+    // Memory taken: by written arrays, by those of the caller's own tuples, and by arrays that are only read; then the
+    // written ones of the last check and all of its written memory in order.
+    std::vector<Interval> written_, owned_, read_, last_written_, sorted_;
+    bool owned_column_[max_arrays] = {};
+    int running_ = 0;                  // calls of the kernel under way
+    bool freeze_ = false;              // this bind leaves the caller's own columns as they are
+    std::vector<int64_t> layouts_;     // of each row's first array, kept while there are such columns
+    size_t layout_ = 0;                // the next row's place in it
     int64_t total_ = 0;
     py::object columns_;   // tuple that keeps the arrays alive; null before the first bind
     py::object foreign_;   // list of written tensors, whose owner counts versions; null if there are none

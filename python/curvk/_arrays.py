@@ -21,7 +21,7 @@ Array = Any
 
 uint16 NumPy arrays are bfloat16 bit patterns, as are arrays of ml_dtypes.bfloat16.
 """
-Column = Any  # one array, a list of arrays, or None
+Column = Any  # one array, a list or tuple of arrays, or None
 
 _ELEMENTS = {"float": "float32", "double": "float64", "int64_t": "int64"}
 _FORMAT_DTYPES = {"f32": "float32", "f64": "float64", "bf16": "uint16", "f16": "float16"}
@@ -43,8 +43,8 @@ def _numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
     if isinstance(x, np.ndarray):
         if type(x) not in (np.ndarray, np.memmap):
             raise refuse(TypeError, type(x).__name__, "a plain NumPy array", f"use np.asarray({label})")
-        x = np.asarray(x)
-        return x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+        plain: np.ndarray[Any, Any] = np.asarray(x)
+        return plain.view(np.uint16) if plain.dtype.name == "bfloat16" else plain
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         if type(x) not in (torch.Tensor, torch.nn.Parameter):
@@ -55,12 +55,14 @@ def _numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
             raise refuse(BufferError, f"a tensor on device {x.device}", "a CPU tensor", f"use {label}.cpu()")
         x = x.detach()
         if x.is_conj() or x.is_neg():
-            raise refuse(ValueError, "a lazily conjugated or negated tensor", "a plain one", f"use {label}.resolve_neg()")
+            found = "a lazily conjugated or negated tensor"
+            raise refuse(ValueError, found, "a plain one", f"use {label}.resolve_neg()")
         view: np.ndarray[Any, Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
         return view
     if hasattr(x, "__dlpack__"):
-        if x.__dlpack_device__()[0] not in _CPU_DEVICES:
-            raise refuse(BufferError, f"an array on DLPack device {tuple(map(int, x.__dlpack_device__()))}", "a CPU array")
+        device = tuple(map(int, x.__dlpack_device__()))
+        if device[0] not in _CPU_DEVICES:
+            raise refuse(BufferError, f"an array on DLPack device {device}", "a CPU array")
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError) as error:
@@ -110,7 +112,8 @@ def _check_one(op: str, x: np.ndarray[Any, Any], label: str, a: Argument, fmt: s
     if a.written and not x.flags.writeable:
         raise BufferError(message(op, label, "a read-only array", "a writable one", f"use {label}.copy()"))
     if not x.flags.aligned:
-        raise ValueError(message(op, label, "a misaligned array", f"{x.itemsize}-byte alignment", f"use {label}.copy()"))
+        needed = f"{x.itemsize}-byte alignment"
+        raise ValueError(message(op, label, "a misaligned array", needed, f"use {label}.copy()"))
     if a.written and x.size and _overlaps_itself(x):
         found = f"strides {x.strides} that meet an element twice"
         raise ValueError(message(op, label, found, "elements of its own", f"use {label}.copy()"))
@@ -142,12 +145,12 @@ class Resolved:
     foreign: list[Any]
 
 
-def _rows(column: Column) -> int:
-    return len(column) if type(column) is list else 1
+def _is_list(column: Column, columns: tuple[Column, ...]) -> bool:
+    return type(column) is list or (type(column) is tuple and type(columns[0]) is list)
 
 
-def _items(column: Column, name: str) -> Iterator[tuple[str, Any]]:
-    if type(column) is list:
+def _items(column: Column, name: str, listed: bool) -> Iterator[tuple[str, Any]]:
+    if listed:
         yield from ((f"{name}[{i}]", x) for i, x in enumerate(column))
     else:
         yield name, column
@@ -156,14 +159,17 @@ def _items(column: Column, name: str) -> Iterator[tuple[str, Any]]:
 def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resolved:
     """Checks the array arguments of a kernel; raises, or returns NumPy arrays over the same memory.
 
-    A column is one array, a list of arrays (for kernels that take tables) or None. Arrays that are only read may be
+    A column is one array, a list of arrays (for kernels that take tables) or None. Beside a list, a tuple is a
+    list whose arrays' owner the caller itself tells of writes. Arrays that are only read may be
     copied where a kernel that is not elementwise needs them contiguous; arrays that are written never are.
     """
     generic = next(iter(ops()[op].values()))
-    first_label, first = next(_items(columns[0], generic.arrays[0].name), (generic.arrays[0].name, None))
+    first_label, first = next(
+        _items(columns[0], generic.arrays[0].name, type(columns[0]) is list), (generic.arrays[0].name, None)
+    )
     kernel = generic if first is None else _pick(op, _numpy_view(first, op, first_label), first_label, fmt)
     assert kernel.format is not None
-    rows = _rows(columns[0])
+    rows = len(columns[0]) if type(columns[0]) is list else 1
     out: list[Column] = []
     foreign: list[Any] = []
     entries: list[tuple[str, bool, np.ndarray[Any, Any]]] = []
@@ -174,11 +180,15 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             out.append(None)
             continue
         listed = kernel.is_list and argument.pointers == 2
-        if listed and _rows(column) != rows:
-            found, needed = f"{_rows(column)} arrays", f"{rows}, one for each in '{kernel.arrays[0].name}'"
+        many = _is_list(column, columns)
+        if listed and (len(column) if many else 1) != rows:
+            if type(columns[0]) is not list:
+                found, needed = type(column).__name__, f"an array like '{kernel.arrays[0].name}'"
+                raise TypeError(message(op, argument.name, found, needed))
+            found, needed = f"{len(column) if many else 1} arrays", f"{rows}, one for each in '{kernel.arrays[0].name}'"
             raise ValueError(message(op, argument.name, found, needed))
         views: list[np.ndarray[Any, Any]] = []
-        for i, (label, item) in enumerate(_items(column, argument.name)):
+        for i, (label, item) in enumerate(_items(column, argument.name, many)):
             x = _numpy_view(item, op, label)
             _check_one(op, x, label, argument, kernel.format, "" if label == first_label else first_label)
             if listed and out:
@@ -189,9 +199,10 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             if not (kernel.is_list and kernel.elementwise) and not x.flags.c_contiguous:
                 if argument.written:
                     found = f"strides {x.strides} for shape {x.shape}"
-                    raise ValueError(message(op, label, found, "a C-contiguous array", f"use np.ascontiguousarray({label})"))
+                    remedy = f"use np.ascontiguousarray({label})"
+                    raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
                 x = np.ascontiguousarray(x)
-            if argument.written and not isinstance(item, np.ndarray):
+            if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))
             views.append(x)
@@ -210,4 +221,6 @@ def written(foreign: list[Any]) -> None:
     """Tells torch that tensors were written, so that a backward pass that saved one notices."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.autograd.graph.increment_version([t for t in foreign if isinstance(t, torch.Tensor)])
+        if not all(issubclass(kind, torch.Tensor) for kind in set(map(type, foreign))):  # 5 ns a tensor, isinstance 60
+            foreign = [t for t in foreign if isinstance(t, torch.Tensor)]
+        torch.autograd.graph.increment_version(foreign)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -16,13 +17,15 @@ try:
 except ModuleNotFoundError as error:  # a source folder on sys.path, never built
     raise ImportError("curvk is not installed; from its source folder run: pip install .") from error
 
-REBUILD = "pip install --force-reinstall --no-deps --no-binary curvk --no-cache-dir curvk (or: pip install . in its source)"
+REBUILD = (
+    "pip install --force-reinstall --no-deps --no-binary curvk --no-cache-dir curvk (or: pip install . in its source)"
+)
 BACKENDS = ("cpp", "numba", "python")
 
 core: Any = None
 if compiled:
     try:
-        from . import _core as core
+        core = import_module("._core", __package__)
     except ImportError as error:
         raise ImportError(
             f"curvk's compiled kernels do not load: {error}. Rebuild them with: {REBUILD}. "
@@ -69,10 +72,10 @@ class _Switch:
 
 
 def use_backend(name: str) -> _Switch:
-    """Chooses the backend for the process: "cpp" (compiled kernels), "numba" (their twins) or "python" (twins, unjitted).
+    """Chooses the backend: "cpp" (compiled kernels), "numba" (their twins) or "python" (the twins, unjitted).
 
-    Works as a plain call and as a context manager that restores the backend before. The environment variable
-    CURVK_BACKEND sets the start value. The results are the same bits.
+    Holds for the process. Works as a plain call and as a context manager that restores the backend before. The
+    environment variable CURVK_BACKEND sets the start value. The results are the same bits.
 
     Raises:
         ValueError: an unknown name, or "cpp" in a build without compiled kernels.
@@ -90,8 +93,8 @@ def _warn_uncompiled() -> None:
     if not compiled and not _warned:
         _warned = True
         warnings.warn(
-            "curvk was installed without compiled kernels (no working C++17 compiler was found) and runs its Numba twins: "
-            f"same results, one thread. To compile: {REBUILD}",
+            "curvk was installed without compiled kernels (no working C++17 compiler was found) and runs its Numba "
+            f"twins: same results, one thread. To compile: {REBUILD}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -142,7 +145,7 @@ class Plan:
         self._ready().run(scalars)
 
 
-# ---- SIMD level ---------------------------------------------------------------------------------------------------------
+# ---- SIMD level -----------------------------------------------------------------------------------------------------
 
 _LEVELS = {"v2": 2, "v3": 3, "v4": 4, "armv8-a": 8, "default": 0}
 
@@ -168,7 +171,8 @@ def set_simd(level: str) -> None:
     >>> curvk.set_simd(curvk.simd_levels()[-1])
     """
     if level not in simd_levels():
-        raise ValueError(f"set_simd: argument 'level': got {level!r}, needs one of {', '.join(simd_levels()) or 'none'}")
+        needed = ", ".join(simd_levels()) or "none"
+        raise ValueError(f"set_simd: argument 'level': got {level!r}, needs one of {needed}")
     core.set_simd(_LEVELS[level])
 
 
@@ -191,8 +195,21 @@ def _start() -> None:
     else:
         _backend, _reason = "numba", f"installed without compiled kernels; to compile: {REBUILD}"
     if core is not None and (level := os.environ.get("CURVK_SIMD")):
-        set_simd(level)
+        try:
+            set_simd(level)
+        except ValueError as error:
+            raise ValueError(f"CURVK_SIMD={level}: {error}") from None
 
 
 _start()
-__all__ = ["Plan", "backend_reason", "call", "get_backend", "get_simd", "set_simd", "simd_levels", "use_backend", "version"]
+__all__ = [
+    "Plan",
+    "backend_reason",
+    "call",
+    "get_backend",
+    "get_simd",
+    "set_simd",
+    "simd_levels",
+    "use_backend",
+    "version",
+]

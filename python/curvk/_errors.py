@@ -23,7 +23,10 @@ def out_of_range(op: str, name: str, value: Any) -> NoReturn:
 
 
 def not_a_number(op: str, name: str, value: Any, integer: bool) -> NoReturn:
-    """Raises for a scalar that is not a real number or, where one is needed, not an integer."""
+    """Raises for a scalar that is not a real number or, where one is needed, not an integer, or that C cannot hold."""
+    if hasattr(value, "__index__"):
+        limit = " below 2^63" if integer and value > 0 else ""
+        raise ValueError(message(op, name, f"{value}", f"a number in {_argument(op, name).range}{limit}"))
     needed = "an integer" if integer else "a real number"
     raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", needed))
 
@@ -34,7 +37,9 @@ def check_scalar(op: str, name: str, value: Any) -> Any:
     integer = argument.ctype == "int64_t"
     try:
         number = value.__index__() if integer else float(value)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        not_a_number(op, name, value, integer)
+    if isinstance(value, (str, bytes, bytearray)) or (integer and not -(2**63) <= number < 2**63):
         not_a_number(op, name, value, integer)
     if argument.range is not None and number not in argument.range:
         out_of_range(op, name, value)

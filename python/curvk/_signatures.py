@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -118,28 +118,40 @@ def _expand(text: str) -> str:
     macros = {k: v for k, v in macros.items() if k not in ("CURVK_API", "CURVK_ELEMENTWISE")}
     text = "\n".join(lines)
 
-    def substitute(match: re.Match[str], parameters: list[str] | None, body: str) -> str:
+    def substitute(match: re.Match[str]) -> str:
+        parameters, body = macros[match.group(1)]
         if parameters is not None:
-            for parameter, value in zip(parameters, match.group(1).split(","), strict=True):
+            for parameter, value in zip(parameters, match.group(2).split(","), strict=True):
                 body = re.sub(rf"\b{parameter}\b", value.strip(), body)
         return re.sub(r"\s*##\s*", "", body)
 
     for _ in range(8):  # nested macros settle in as many rounds as they are deep
         before = text
-        for name, (parameters, body) in macros.items():
-            pattern = rf"\b{name}\b" if parameters is None else rf"\b{name}\(([^()]*)\)"
-            text = re.sub(pattern, lambda m, p=parameters, b=body: substitute(m, p, b), text)
+        for name, (parameters, _) in macros.items():
+            text = re.sub(rf"\b({name})\b" if parameters is None else rf"\b({name})\(([^()]*)\)", substitute, text)
         if text == before:
             return text
     raise ValueError("the headers' macros do not settle: is one defined by itself?")
 
 
+def _hide_comments(text: str) -> tuple[str, Callable[[str], str]]:
+    """The text with a short mark for each comment, and the function that puts the comments back."""
+    comments: list[str] = []
+
+    def hide(match: re.Match[str]) -> str:
+        comments.append(match.group())
+        return f"/*@{len(comments) - 1}@*/"
+
+    def show(marked: str) -> str:
+        return re.sub(r"/\*@(\d+)@\*/", lambda m: comments[int(m.group(1))], marked)
+
+    return _COMMENT.sub(hide, text), show
+
+
 def _split(text: str) -> list[str]:
     """Splits an argument list at the commas outside comments."""
-    comments: list[str] = []
-    bare = _COMMENT.sub(lambda m: f"@{comments.append(m.group()) or len(comments) - 1}@", text)
-    parts = [p for p in bare.split(",") if p.strip() not in ("", "void")]
-    return [re.sub(r"@(\d+)@", lambda m: comments[int(m.group(1))], p) for p in parts]
+    bare, shown = _hide_comments(text)
+    return [shown(p) for p in bare.split(",") if p.strip() not in ("", "void")]
 
 
 def _argument(text: str) -> Argument:
@@ -154,17 +166,10 @@ def _argument(text: str) -> Argument:
 
 def parse(text: str, family: str) -> list[Function]:
     """The functions that a family header's text declares, in order."""
-    hidden: list[str] = []  # the argument pattern excludes parentheses, so hide those of the ranges
-
-    def hide(match: re.Match[str]) -> str:
-        hidden.append(match.group())
-        return f"/*@{len(hidden) - 1}@*/"
-
-    text = _COMMENT.sub(hide, text)
+    bare, shown = _hide_comments(text)  # the pattern of a declaration excludes parentheses, which ranges have
     functions = []
-    for kind, returns, name, arguments in _DECLARATION.findall(_expand(text)):
-        arguments = re.sub(r"/\*@(\d+)@\*/", lambda m: hidden[int(m.group(1))], arguments)
-        parsed = tuple(map(_argument, _split(arguments)))
+    for kind, returns, name, arguments in _DECLARATION.findall(_expand(bare)):
+        parsed = tuple(map(_argument, _split(shown(arguments))))
         functions.append(Function(name, returns.strip(), parsed, kind == "CURVK_ELEMENTWISE", family))
     return functions
 
@@ -191,7 +196,7 @@ def functions() -> dict[str, Function]:
 
 
 def group(functions: Iterable[Function]) -> dict[str, dict[str, Function]]:
-    """op -> format -> function; the list form where a kernel has both."""
+    """A table op -> format -> function; the list form where a kernel has both."""
     table: dict[str, dict[str, Function]] = {}
     for f in functions:
         if f.format and (f.is_list or f.format not in table.get(f.op, {})):

@@ -46,7 +46,7 @@ def set_num_threads(n: int | None) -> None:
 
 
 class threads(threading.local):
-    """`with curvk.threads(n):` runs kernels called by this Python thread on up to n threads, whatever the process is set to.
+    """`with curvk.threads(n):` runs kernels called by this Python thread on up to n threads, whatever the process has.
 
     >>> import curvk
     >>> with curvk.threads(1):

@@ -1,0 +1,3 @@
+# _build.py is written by the build.
+version: str
+compiled: bool

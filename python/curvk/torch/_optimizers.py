@@ -1,0 +1,401 @@
+"""SGD, Adam, AdamW and AdamZ for torch parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..optim import LossAdaptiveLR
+from ._base import Fresh, FusedOptimizer, Group, Params, State, Steps, number
+
+
+class SGD(FusedOptimizer):
+    """torch.optim.SGD as one compiled pass over all parameters of a group.
+
+    Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
+    Parameters and gradients may have any strides, also different ones. CPU only.
+
+    Args:
+        params: tensors, dicts of parameter groups, or (name, tensor) pairs; float32, float64, bfloat16, float16,
+            complex64 or complex128. A gradient has its parameter's dtype and shape.
+        lr: learning rate, >= 0; a number or a tensor of one element, which schedulers write in place.
+        momentum: >= 0.
+        dampening: any finite number.
+        weight_decay: >= 0, added to the gradient (L2).
+        nesterov: Nesterov's form; needs momentum > 0 and dampening 0.
+        maximize: ascend instead of descend.
+        foreach, fused: kept in the groups for torch; they choose nothing here.
+        differentiable: True is a NotImplementedError.
+        max_grad_norm: clip the gradients to this global norm over all groups, in the step: they are divided by
+            max(1, (norm + 1e-6) / max_grad_norm) as they are read and stay as they are. A norm that is not finite
+            clips nothing.
+        skip_nonfinite: take no step where a gradient holds inf or NaN. With max_grad_norm or alone it costs one sweep
+            that reads the gradients.
+
+    Raises:
+        TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
+
+    Source: Polyak 1964; Sutskever et al. 2013; conventions of torch.optim.SGD.
+
+    >>> import torch, curvk.torch
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = curvk.torch.SGD([p], lr=0.25)
+    >>> p.sum().backward()
+    >>> optimizer.step()
+    >>> p.detach()
+    tensor([0.7500, 0.7500])
+    """
+
+    _op = "sgd_step"
+    _needed = ("momentum_buffer",)
+    _array_keys = ("momentum_buffer",)
+    _absent = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": None}  # noqa: RUF012
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
+
+    def _keys(self, group: Group) -> tuple[str | None, ...]:
+        return ("momentum_buffer" if group["momentum"] != 0 else None,)
+
+    def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
+        return [id(p) in fresh for p in params] if fresh else [False] * len(params)
+
+    def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
+        momentum, dampening, nesterov = number(group["momentum"]), number(group["dampening"]), bool(group["nesterov"])
+        if nesterov and (not momentum or dampening):
+            raise ValueError(
+                f"argument 'nesterov': got True, needs momentum > 0 and dampening 0 ({momentum=}, {dampening=})"
+            )
+        return (
+            number(group["lr"]),
+            momentum,
+            dampening,
+            number(group["weight_decay"]),
+            nesterov,
+            False,  # decoupled
+            bool(group["maximize"]),
+            mark,
+            grad_scale,
+        )
+
+
+class Adam(FusedOptimizer):
+    """torch.optim.Adam as one compiled pass over all parameters of a group.
+
+    Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
+    Parameters and gradients may have any strides, also different ones. CPU only.
+
+    Args:
+        params: as in `SGD`.
+        lr: learning rate, >= 0; a number or a tensor of one element, which schedulers write in place.
+        betas: decay rates of the moments, each in [0, 1); numbers or tensors of one element.
+        eps: added to the root, >= 0.
+        weight_decay: >= 0, added to the gradient (L2).
+        amsgrad: divide by the largest second moment so far.
+        foreach, fused: kept in the groups for torch; they choose nothing here.
+        maximize: ascend instead of descend.
+        capturable, differentiable: True is a NotImplementedError.
+        decoupled_weight_decay: decay the parameters themselves, as AdamW.
+        max_grad_norm, skip_nonfinite: as in `SGD`.
+
+    Raises:
+        TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
+
+    Source: Kingma & Ba 2015; Reddi, Kale & Kumar 2018; conventions of torch.optim.Adam.
+
+    >>> import torch, curvk.torch
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = curvk.torch.Adam([p], lr=0.5)
+    >>> (3 * p).sum().backward()
+    >>> optimizer.step()
+    >>> p.detach()
+    tensor([0.5000, 0.5000])
+    """
+
+    _op = "adam_step"
+    _needed = ("step", "exp_avg", "exp_avg_sq")
+    _array_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _absent = {  # noqa: RUF012
+        "amsgrad": False,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "differentiable": False,
+        "fused": None,
+        "decoupled_weight_decay": False,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
+
+    def _keys(self, group: Group) -> tuple[str | None, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq" if group["amsgrad"] else None)
+
+    def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
+        steps = self._steps.get(index)
+        if steps is None or not steps.belong_to(states):
+            steps = self._steps[index] = Steps(states)
+        return steps.vector.tolist()
+
+    def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
+        if len(group["betas"]) != 2:
+            raise ValueError(f"argument 'betas': got {group['betas']}, needs two numbers in [0, 1)")
+        beta1, beta2 = group["betas"]
+        return (
+            int(mark) + 1,
+            number(group["lr"]),
+            number(beta1),
+            number(beta2),
+            number(group["eps"]),
+            number(group["weight_decay"]),
+            bool(group["decoupled_weight_decay"]),
+            bool(group["maximize"]),
+            grad_scale,
+        )
+
+
+class AdamW(Adam):
+    """torch.optim.AdamW as one compiled pass over all parameters of a group: `Adam` with decoupled weight decay.
+
+    Args:
+        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in `Adam`.
+        weight_decay: >= 0; p <- (1 - lr weight_decay) p before the update.
+        max_grad_norm, skip_nonfinite: as in `SGD`.
+
+    Raises:
+        TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
+
+    Source: Loshchilov & Hutter 2019; conventions of torch.optim.AdamW.
+
+    >>> import torch, curvk.torch
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = curvk.torch.AdamW([("weight", p)], lr=0.5, weight_decay=0.5)
+    >>> (3 * p).sum().backward()
+    >>> optimizer.step()
+    >>> p.detach()
+    tensor([0.2500, 0.2500])
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state dict of Adam's says False
+            group["decoupled_weight_decay"] = True
+
+
+class AdamZ(Adam):
+    """Adam whose lr follows the loss (Zaznov et al. 2024): `Adam` with `curvk.optim.LossAdaptiveLR`.
+
+    The loss arrives from the closure or by `report_loss` before `step()`; without either the step is Adam's. A step
+    that is skipped or refused has not seen its closure's loss. The window of losses travels in the state dict, under
+    "loss_lr".
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused: as in
+            `Adam`.
+        overshoot_factor, stagnation_factor, stagnation_threshold, patience, stagnation_period, min_lr, max_lr, guard:
+            as in `curvk.optim.LossAdaptiveLR`, which also says what the rule does to steady and to noisy losses.
+        max_grad_norm, skip_nonfinite: as in `SGD`.
+
+    Raises:
+        TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
+
+    Source: arXiv 2411.15375 and its package adamz 0.1.0.
+
+    >>> import torch, curvk.torch
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = curvk.torch.AdamZ([p], lr=0.5, patience=1)
+    >>> optimizer.report_loss(2.0)  # the highest loss of a window of one: an overshoot
+    >>> optimizer.param_groups[0]["lr"]
+    0.25
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        overshoot_factor: float = 0.5,
+        stagnation_factor: float = 1.2,
+        stagnation_threshold: float = 0.2,
+        patience: int = 100,
+        stagnation_period: int = 10,
+        min_lr: float = 1e-7,
+        max_lr: float = 1.0,
+        *,
+        guard: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+        )
+        self.loss_lr = LossAdaptiveLR(
+            self,
+            overshoot_factor=overshoot_factor,
+            stagnation_factor=stagnation_factor,
+            stagnation_threshold=stagnation_threshold,
+            patience=patience,
+            stagnation_period=stagnation_period,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            guard=guard,
+        )
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Gives the rule the newest loss, a number or a tensor of one element; sets the lr of the next step.
+
+        Raises:
+            TypeError, ValueError: not a number; nothing has changed.
+        """
+        self.loss_lr.report_loss(number(loss))
+
+    def _observe(self, loss: Any) -> None:
+        if loss is not None:
+            self.report_loss(loss)
+
+    def _rule_state(self) -> dict[str, Any]:
+        # A tensor, since torch.load takes NumPy arrays only with weights_only=False.
+        return {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self.loss_lr.state_dict().items()
+        }
+
+    def _set_rule_state(self, state: dict[str, Any]) -> None:
+        self.loss_lr.load_state_dict({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"loss_lr": self._rule_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rule = state.pop("loss_lr", None)  # absent where load_state_dict calls
+        super().__setstate__(state)
+        if rule is not None:
+            self.loss_lr = LossAdaptiveLR(self)
+            self._set_rule_state(rule)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Adam`'s, with the rule's settings and window under "loss_lr"; torch.optim.Adam takes it too."""
+        return super().state_dict() | {"loss_lr": self._rule_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `Adam`'s; a state dict without "loss_lr", such as torch.optim.Adam's, leaves the rule as it is."""
+        before = self._rule_state()
+        if isinstance(state_dict, dict) and "loss_lr" in state_dict:
+            self._set_rule_state(state_dict["loss_lr"])
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            self._set_rule_state(before)
+            raise
