@@ -145,10 +145,6 @@ class Resolved:
     foreign: list[Any]
 
 
-def _is_list(column: Column, columns: tuple[Column, ...]) -> bool:
-    return type(column) is list or (type(column) is tuple and type(columns[0]) is list)
-
-
 def _items(column: Column, name: str, listed: bool) -> Iterator[tuple[str, Any]]:
     if listed:
         yield from ((f"{name}[{i}]", x) for i, x in enumerate(column))
@@ -164,12 +160,11 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     copied where a kernel that is not elementwise needs them contiguous; arrays that are written never are.
     """
     generic = next(iter(ops()[op].values()))
-    first_label, first = next(
-        _items(columns[0], generic.arrays[0].name, type(columns[0]) is list), (generic.arrays[0].name, None)
-    )
+    name, lists = generic.arrays[0].name, type(columns[0]) is list
+    first_label, first = next(_items(columns[0], name, lists), (name, None))
     kernel = generic if first is None else _pick(op, _numpy_view(first, op, first_label), first_label, fmt)
     assert kernel.format is not None
-    rows = len(columns[0]) if type(columns[0]) is list else 1
+    rows = len(columns[0]) if lists else 1
     out: list[Column] = []
     foreign: list[Any] = []
     entries: list[tuple[str, bool, np.ndarray[Any, Any]]] = []
@@ -180,9 +175,9 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             out.append(None)
             continue
         listed = kernel.is_list and argument.pointers == 2
-        many = _is_list(column, columns)
+        many = type(column) is list or (lists and type(column) is tuple)
         if listed and (len(column) if many else 1) != rows:
-            if type(columns[0]) is not list:
+            if not lists:
                 found, needed = type(column).__name__, f"an array like '{kernel.arrays[0].name}'"
                 raise TypeError(message(op, argument.name, found, needed))
             found, needed = f"{len(column) if many else 1} arrays", f"{rows}, one for each in '{kernel.arrays[0].name}'"

@@ -1,7 +1,9 @@
 """What the optimizers of curvk.torch share: from parameter groups to kernel calls, and the state that outlives a step.
 
-A step reads everything anew: gradients are reallocated, `p.data` moves, users edit groups and states, and reading costs
-less than finding out that nothing changed. Only the step counts are kept together, in `Steps`.
+A step reads parameters and gradients anew: gradients are reallocated, `p.data` moves, users edit groups. States stay
+where they are as a rule, so a step keeps what it found in `_Found`, and the next one only makes sure that the state
+dicts still hold the same objects. States that the optimizer makes are views of one buffer per key, and step counts of
+one vector (`Steps`): what autograd must be told, or counted, for a thousand parameters is one call.
 """
 
 from __future__ import annotations
@@ -9,17 +11,17 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from operator import is_, is_not
+from operator import is_, is_not, itemgetter
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from .._arrays import Column
+from .._arrays import Column, written
 from .._backend import Plan, get_backend
 from .._errors import check_scalar
 from .._signatures import ops
@@ -39,11 +41,35 @@ def _state_dtype(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
 
 
-def _new_state(p: Tensor, value: Tensor | None = None) -> Tensor:
-    """Zeros, or a copy of `value`, laid out as `p` is, so that the kernel walks both alike."""
+def _new_states(wanted: list[tuple[Tensor, str, Tensor | None]]) -> list[Tensor]:
+    """A state for each parameter and key: zeros, or a copy of the value, laid out as the parameter.
+
+    States of one key and dtype are views of one buffer, so that they share its version counter; each starts a cache
+    line.
+    """
+    sets: dict[tuple[str, torch.dtype], list[int]] = {}
+    for row, (p, key, _) in enumerate(wanted):
+        sets.setdefault((key, _state_dtype(p)), []).append(row)
+    states = [torch.Tensor()] * len(wanted)
     with torch.inference_mode(False), torch.no_grad():
-        state = torch.zeros_like(p, dtype=_state_dtype(p), requires_grad=False)
-        return state if value is None else state.copy_(value)
+        for (_, dtype), rows in sets.items():
+            line = 64 // dtype.itemsize
+            starts = [0]
+            for row in rows:
+                starts.append(starts[-1] + -(-wanted[row][0].numel() // line) * line)
+            buffer = torch.zeros(starts[-1], dtype=dtype)
+            for row, start in zip(rows, starts, strict=False):
+                p, _, value = wanted[row]
+                strides = p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride()
+                states[row] = buffer.as_strided(p.shape, strides, start)
+                if value is not None:
+                    states[row].copy_(value)
+    return states
+
+
+def _same(found: Sequence[Any], known: Sequence[Any]) -> bool:
+    """True if both hold the same objects; == would compare what tensors hold."""
+    return len(found) == len(known) and all(map(is_, found, known))
 
 
 def number(x: Any) -> Any:
@@ -69,7 +95,12 @@ class Steps:
             state["step"] = view
 
     def belong_to(self, states: list[State]) -> bool:
-        return len(states) == len(self.views) and all(map(is_, [s["step"] for s in states], self.views))
+        return _same([s["step"] for s in states], self.views)
+
+    def counts(self) -> list[float]:
+        """The counts, or only the one that all have."""
+        low, high = map(float, torch.aminmax(self.vector))
+        return [low] if low == high else self.vector.tolist()
 
 
 def _with_own_step(state: Any) -> Any:
@@ -77,6 +108,66 @@ def _with_own_step(state: Any) -> Any:
     if isinstance(state, dict) and isinstance(state.get("step"), Tensor):
         return {**state, "step": state["step"].clone()}
     return state
+
+
+def _with_own_memory(state: Any) -> Any:
+    """The state without views of buffers."""
+    if not isinstance(state, dict):
+        return state
+    return {k: v.clone() if isinstance(v, Tensor) and v._base is not None else v for k, v in state.items()}
+
+
+class _Found:
+    """What a step found for a group whose parameters go to one kernel call, with the states as tuples.
+
+    The binder does not read a tuple again that it has seen, and leaves its version counters to `bases`.
+    """
+
+    def __init__(self, params: list[Tensor], states: list[State], keys: tuple[str | None, ...], columns: list[Column]):
+        self.params, self.states, self.keys = params, states, keys
+        self.columns = [None if c is None else tuple(c) for c in columns]
+        self.turn = 0
+        self.bases: list[Tensor] = []  # the tensors whose memory the states are, and where it starts
+        self.starts: list[int] = []
+        self.places: list[list[int]] = []  # where each state starts
+
+    def holds(self, params: list[Tensor], keys: tuple[str | None, ...]) -> bool:
+        """True if a step of these parameters finds the same states in the same memory."""
+        if keys != self.keys or not _same(params, self.params):
+            return False
+        for key, column in zip(keys, self.columns, strict=True):
+            if column is not None and not all(map(is_, map(itemgetter(key), self.states), column)):
+                return False
+        if not self.places:  # only now, for a group that changes at every step never asks
+            self.places = [[s.data_ptr() for s in c] for c in self.columns if c is not None]
+            bases = {id(b): b for c in self.columns for s in c or () for b in (s if s._base is None else s._base,)}
+            self.bases = list(bases.values())
+            self.starts = [b.data_ptr() for b in self.bases]
+        return [b.data_ptr() for b in self.bases] == self.starts
+
+    def moved(self) -> tuple[Tensor, str] | None:
+        """A parameter and key whose state no longer is where it was, among a few that take turns."""
+        n = -(-len(self.params) // 64)
+        rows = slice(self.turn, self.turn + n)
+        self.turn = self.turn + n if self.turn + n < len(self.params) else 0
+        present = [(k, c) for k, c in zip(self.keys, self.columns, strict=True) if c is not None]
+        for (key, column), places in zip(present, self.places, strict=True):
+            for p, state, place in zip(self.params[rows], column[rows], places[rows], strict=True):
+                if state.data_ptr() != place:
+                    return p, str(key)
+        return None
+
+
+@dataclass
+class _Last:
+    """What the last step left: `optimizer.state` item by item, and what it found for each group."""
+
+    params: list[Tensor]
+    states: list[State]
+    found: dict[int, _Found]
+
+    def holds(self, state: dict[Tensor, State]) -> bool:
+        return _same(list(state), self.params) and _same(list(state.values()), self.states)
 
 
 @dataclass(slots=True)
@@ -87,6 +178,7 @@ class _Batch:
     mark: Any
     grads: list[Tensor]
     plan: Plan
+    bases: list[Tensor]  # written tensors that the plan does not report
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -115,6 +207,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.skip_nonfinite = bool(skip_nonfinite)
         self._steps: dict[int, Steps] = {}  # by index of the group
+        self._last: _Last | None = None  # None unless the last step was completed
         self._plans: list[Plan] = []  # one per kernel call of a step; a plan rebinds tensors that it knows faster
         super().__init__(params, defaults)
 
@@ -129,7 +222,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
-        """For each parameter what a kernel call depends on besides the group: its steps, or whether it is new."""
+        """For each parameter what a kernel call depends on besides the group: its steps, or whether it is new.
+
+        One item if it is the same for all.
+        """
         raise NotImplementedError
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
@@ -174,9 +270,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             return
         fresh: Fresh = {}
         batches: list[_Batch] = []
+        last, self._last = self._last, None
+        if last is None or not last.holds(self.state):
+            last = None
+        found: dict[int, _Found] = {}
         try:
             for index in range(len(self.param_groups)):
-                self._bind(index, batches, fresh)
+                self._bind(index, batches, fresh, last.found.get(index) if last else None, found)
             scale = self._scale(1.0 if grad_scale is None else float(grad_scale), batches)
             if scale is None:
                 return
@@ -189,38 +289,79 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._steps[index].vector.add_(1)
             for batch, own in zip(batches, scalars, strict=True):
                 batch.plan.run(own)
+                written(batch.bases)
+            if last is None or fresh:
+                self._last = _Last(list(self.state), list(self.state.values()), found)
+            else:
+                self._last = _Last(last.params, last.states, found)
         finally:
             self._release(len(batches))
 
-    def _bind(self, index: int, batches: list[_Batch], fresh: Fresh) -> None:
+    def _bind(
+        self, index: int, batches: list[_Batch], fresh: Fresh, before: _Found | None, found: dict[int, _Found]
+    ) -> None:
         """Checks a group's parameters that have gradients and binds them to kernel calls."""
         group = self.param_groups[index]
         params: list[Tensor] = list(group["params"])
-        grads = [p.grad for p in params]
+        grads: list[Any] = [p.grad for p in params]
         if not all(map(is_not, grads, repeat(None))):
             params = [p for p, g in zip(params, grads, strict=True) if g is not None]
             grads = [g for g in grads if g is not None]
         if not params:
             return
         keys = self._keys(group)
+        if before is not None and self._bound_again(index, batches, before, params, grads, keys):
+            found[index] = before
+            return
         states: list[State] = list(map(self.state.get, params)) if any(keys) else []  # type: ignore[arg-type]
         try:
             columns = [None if k is None else [s[k] for s in states] for k in keys]
         except (KeyError, TypeError):  # parameters not stepped before, or amsgrad or momentum switched on since
-            states = [self._completed(p, s or {}, keys, fresh) for p, s in zip(params, states, strict=True)]
+            states = self._completed(params, states, keys, fresh)
             columns = [None if k is None else [s[k] for s in states] for k in keys]
         marks = self._marks(index, params, states, fresh)
         table: list[Column] = [params, grads, *columns]
         dtypes = [p.dtype for p in params]
         if len(set(dtypes)) == 1 and len(set(marks)) == 1:
             batches.append(self._batch(len(batches), index, marks[0], table, keys, fresh))
+            if not params[0].is_complex():  # whose states the kernel sees through other tensors
+                found[index] = _Found(params, states, keys, columns)
             return
         sets: dict[Hashable, list[int]] = {}
-        for row, kind in enumerate(zip(dtypes, marks, strict=True)):
+        for row, kind in enumerate(zip(dtypes, marks * (len(params) // len(marks)), strict=True)):
             sets.setdefault(kind, []).append(row)
         for rows in sets.values():
             part = [None if c is None else [c[row] for row in rows] for c in table]
-            batches.append(self._batch(len(batches), index, marks[rows[0]], part, keys, fresh))
+            batches.append(self._batch(len(batches), index, marks[rows[0] % len(marks)], part, keys, fresh))
+
+    def _bound_again(
+        self,
+        index: int,
+        batches: list[_Batch],
+        before: _Found,
+        params: list[Tensor],
+        grads: list[Tensor],
+        keys: tuple[str | None, ...],
+    ) -> bool:
+        """Binds what the last step found; False if something is different, which `_bind` then sorts out."""
+        if len(batches) >= len(self._plans) or not before.holds(params, keys):
+            return False
+        if moved := before.moved():
+            p, key = moved
+            raise RuntimeError(
+                f"{self._name}: the state '{key}' of {self._label(index, p)} was given other memory through .data; "
+                f"use optimizer.state[p]['{key}'] = tensor"
+            )
+        marks = self._marks(index, params, before.states, {})
+        if len(marks) > 1:
+            return False
+        plan = self._plans[len(batches)]
+        try:
+            plan.rebind((params, grads, *before.columns))
+        except (TypeError, ValueError, BufferError, RuntimeError):
+            return False
+        batches.append(_Batch(index, marks[0], grads, plan, before.bases))
+        return True
 
     def _release(self, used: int) -> None:
         """Lets go of the gradients, so that zero_grad() frees them; plans that cannot let go are dropped."""
@@ -233,15 +374,19 @@ class FusedOptimizer(torch.optim.Optimizer):
             grads.clear()
         self._plans = kept
 
-    def _completed(self, p: Tensor, state: State, keys: tuple[str | None, ...], fresh: Fresh) -> State:
-        """The state with what it lacks."""
-        missing = [k for k in keys if k is not None and k not in state]
-        if not missing:
-            return state
-        state = {**({"step": 0.0} if "step" in self._needed else {}), **state}
-        state.update((k, _new_state(p)) for k in missing)
-        fresh[id(p)] = (p, state)
-        return state
+    def _completed(
+        self, params: list[Tensor], states: Sequence[State | None], keys: tuple[str | None, ...], fresh: Fresh
+    ) -> list[State]:
+        """The states with what they lack."""
+        completed = [s or {} for s in states]
+        wanted = [(row, k) for k in keys if k is not None for row, s in enumerate(completed) if k not in s]
+        for row in {row for row, _ in wanted}:
+            completed[row] = {**({"step": 0.0} if "step" in self._needed else {}), **completed[row]}
+            fresh[id(params[row])] = (params[row], completed[row])
+        new = _new_states([(params[row], k, None) for row, k in wanted])
+        for (row, key), state in zip(wanted, new, strict=True):
+            completed[row][key] = state
+        return completed
 
     def _batch(
         self, slot: int, index: int, mark: Any, table: list[Column], keys: tuple[str | None, ...], fresh: Fresh
@@ -255,7 +400,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._plans[slot].rebind(tuple(bound))
             else:
                 self._plans.append(Plan(self._op, tuple(bound)))
-            return _Batch(index, mark, bound[1], self._plans[slot])
+            return _Batch(index, mark, bound[1], self._plans[slot], [])
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             mended = self._mended(table, keys, fresh)
             if mended is None:
@@ -270,10 +415,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         mended: list[Column] = [params, [g.resolve_neg() if g.is_neg() else g for g in grads]]
         for key, column in zip(keys, columns, strict=True):
             mended.append(column and list(column))
-            for row, (p, s) in enumerate(zip(params, column or (), strict=False)):
-                if isinstance(s, Tensor) and s.shape == p.shape and (s.dtype, s.device) != (_state_dtype(p), p.device):
-                    state = fresh.setdefault(id(p), (p, dict(self.state[p])))[1]
-                    state[str(key)] = mended[-1][row] = _new_state(p, s)
+            wrong = [
+                row
+                for row, (p, s) in enumerate(zip(params, column or (), strict=False))
+                if isinstance(s, Tensor) and s.shape == p.shape and (s.dtype, s.device.type) != (_state_dtype(p), "cpu")
+            ]
+            new = _new_states([(params[row], str(key), column[row]) for row in wrong])
+            for row, s in zip(wrong, new, strict=True):
+                p = params[row]
+                fresh.setdefault(id(p), (p, dict(self.state[p])))[1][str(key)] = mended[-1][row] = s
         same = all(
             a is b for old, new in zip(table, mended, strict=True) for a, b in zip(old or (), new or (), strict=True)
         )
@@ -376,14 +526,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Views of one vector would each be pickled with the whole of it.
+        # Views of one buffer would each be pickled with the whole of it.
         state = super().__getstate__()
-        state["state"] = defaultdict(dict, {p: _with_own_step(s) for p, s in self.state.items()})
+        state["state"] = defaultdict(dict, {p: _with_own_memory(s) for p, s in self.state.items()})
         return state | {"max_grad_norm": self.max_grad_norm, "skip_nonfinite": self.skip_nonfinite}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._steps, self._plans = {}, []
+        self._steps, self._plans, self._last = {}, [], None
         for group in self.param_groups:
             for key, value in self._absent.items():
                 group.setdefault(key, value)
@@ -413,16 +563,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             loaded.update(state_dict)
 
         def after(_hooked: Any) -> None:  # torch has cast the moments to the parameters' dtypes
+            wanted = []
             for _, p, state in self._pairs(loaded):
-                own = self.state[p]
-                for key in self._needed + self._array_keys:
+                for key in dict.fromkeys(self._needed + self._array_keys):
                     value = state.get(key)
                     if value is None:  # SGD's buffer before its first step
-                        own.pop(key, None)
+                        self.state[p].pop(key, None)
                     elif key == "step":
-                        own[key] = torch.tensor(float(value), dtype=torch.float32)
+                        self.state[p][key] = torch.tensor(float(value), dtype=torch.float32)
                     else:
-                        own[key] = _new_state(p, value)
+                        wanted.append((p, key, value))
+            for (p, key, _), own in zip(wanted, _new_states(wanted), strict=True):
+                self.state[p][key] = own
 
         hooks = (
             self.register_load_state_dict_pre_hook(before),

@@ -87,7 +87,7 @@ class SGD(FusedOptimizer):
         return ("momentum_buffer" if group["momentum"] != 0 else None,)
 
     def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
-        return [id(p) in fresh for p in params] if fresh else [False] * len(params)
+        return [id(p) in fresh for p in params] if fresh else [False]
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
         momentum, dampening, nesterov = number(group["momentum"]), number(group["dampening"]), bool(group["nesterov"])
@@ -194,7 +194,7 @@ class Adam(FusedOptimizer):
         steps = self._steps.get(index)
         if steps is None or not steps.belong_to(states):
             steps = self._steps[index] = Steps(states)
-        return steps.vector.tolist()
+        return steps.counts()
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
         if len(group["betas"]) != 2:
