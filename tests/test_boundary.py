@@ -136,8 +136,8 @@ BAD: dict[str, tuple[Callable[[np.ndarray], Any], type[Exception], str]] = {
 }
 BAD_WRITTEN: dict[str, tuple[Callable[[np.ndarray], Any], type[Exception], str]] = {
     "read-only": (read_only, BufferError, "got a read-only array, needs a writable one"),
-    "broadcast": (lambda x: as_strided(x.copy(), x.shape, (0, 4)), ValueError, "that meet an element twice"),
-    "windows": (lambda x: as_strided(x.copy(), x.shape, (4, 4)), ValueError, "that meet an element twice"),
+    "broadcast": (lambda x: as_strided(x.copy(), x.shape, (0, 4)), ValueError, "that may meet an element twice"),
+    "windows": (lambda x: as_strided(x.copy(), x.shape, (4, 4)), ValueError, "that may meet an element twice"),
 }
 
 
@@ -190,9 +190,7 @@ def test_matrix_is_refused(backend: str) -> None:
 @pytest.mark.parametrize("name", ["g", "m", "v", "max_v"])
 def test_list_of_floats_is_refused(name: str, backend: str) -> None:
     a = make("adam_step", 3)
-    refused(
-        "adam_step", a | {name: [1.0, 2.0, 3.0]}, TypeError, f"argument '{name}': got list, needs an array like 'p'"
-    )
+    refused("adam_step", a | {name: [1.0, 2.0, 3.0]}, TypeError, f"argument '{name}': got list, needs one array")
     refused("adam_step", a | {"p": [1.0, 2.0, 3.0]}, TypeError, "argument 'p[0]': got float, needs an array")
 
 
@@ -345,7 +343,7 @@ def test_momentum_needs_a_buffer(backend: str) -> None:
 
 def test_global_norm_refuses(backend: str) -> None:
     x = np.ones(3, np.float32)
-    with pytest.raises(TypeError, match=r"sum_squares: argument 'x\[0\]': got int64, needs float32"):
+    with pytest.raises(TypeError, match=r"global_norm: argument 'arrays\[0\]': got int64, needs float32"):
         global_norm([np.ones(3, np.int64)])
     with pytest.raises(TypeError, match=r"got list, needs an array"):
         global_norm([[1.0, 2.0]])
@@ -359,19 +357,19 @@ def test_global_norm_refuses(backend: str) -> None:
 
 def test_half_refuses(backend: str) -> None:
     x, out = np.ones((2, 3), np.uint16), np.zeros((2, 3), np.float32)
-    with pytest.raises(TypeError, match="widen: argument 'x': got float32, needs bfloat16 or float16"):
+    with pytest.raises(TypeError, match="to_float32: argument 'x': got float32, needs bfloat16 or float16"):
         half.to_float32(out)
-    with pytest.raises(TypeError, match="widen: argument 'out': got float64, needs float32"):
+    with pytest.raises(TypeError, match="to_float32: argument 'out': got float64, needs float32"):
         half.to_float32(x, out=np.zeros((2, 3)))
-    with pytest.raises(BufferError, match="widen: argument 'out': got a read-only array"):
+    with pytest.raises(BufferError, match="to_float32: argument 'out': got a read-only array"):
         half.to_float32(x, out=read_only(out))
     with pytest.raises(ValueError, match=r"argument 'out': got shape \(3, 2\), needs shape \(2, 3\) like 'x'"):
         half.to_float32(x, out=out.T)
-    with pytest.raises(ValueError, match=r"widen: argument 'out': got strides .* needs a C-contiguous array"):
+    with pytest.raises(ValueError, match=r"to_float32: argument 'out': got strides .* needs a C-contiguous array"):
         half.to_float32(x, out=np.zeros((3, 2), np.float32).T)
-    with pytest.raises(TypeError, match="narrow: argument 'x': got float64, needs float32"):
+    with pytest.raises(TypeError, match="from_float32: argument 'x': got float64, needs float32"):
         half.from_float32(np.zeros(2), "bf16")
-    with pytest.raises(TypeError, match="narrow: argument 'out': got float16, needs bfloat16"):
+    with pytest.raises(TypeError, match="from_float32: argument 'out': got float16, needs bfloat16"):
         half.from_float32(out, "bf16", out=np.zeros((2, 3), np.float16))
     with pytest.raises(ValueError, match="argument 'format': got 'f32', needs 'bf16' or 'f16'"):
         half.from_float32(out, "f32")
@@ -554,7 +552,7 @@ def test_bad_tensors_are_refused(backend: str) -> None:
         refused("adam_step", a | {"g": spoil(torch.from_numpy(a["g"]))}, error, "adam_step: argument 'g': ", words)
     a = make("adam_step")
     expanded = torch.from_numpy(a["p"][:1].copy()).expand(6, 5)
-    refused("adam_step", a | {"p": expanded}, ValueError, "argument 'p': got strides", "meet an element twice")
+    refused("adam_step", a | {"p": expanded}, ValueError, "argument 'p': got strides", "may meet an element twice")
     shared = torch.from_numpy(a["p"])
     refused("adam_step", a | {"m": shared}, ValueError, "argument 'm': got memory shared with 'p'")
 

@@ -119,7 +119,7 @@ def test_a_macro_defined_by_itself_is_an_error() -> None:
 
 def test_the_installed_headers_are_the_ones_read() -> None:
     assert {f.name: f for f in read(include_dir())} == functions()
-    assert {"adam_step", "sgd_step", "sum_squares", "loss_window", "widen", "narrow"} <= set(ops())
+    assert {"adam_step", "sgd_step", "sum_squares", "loss_window", "to_float32", "from_float32"} <= set(ops())
     assert set(ops()["adam_step"]) == {"f32", "f64", "bf16", "f16"}
 
 

@@ -138,11 +138,17 @@ def test_affinity_limits_the_default(run_python: Any) -> None:
     assert run_python(pin + REPORT).stdout.strip() == "1 | CPUs this process may run on: 1"
 
 
-@several
-@pytest.mark.parametrize("value", ["", "0", "-2", "many"])
-def test_senseless_variables_are_ignored(run_python: Any, value: str) -> None:
-    expected = run_python(REPORT).stdout
-    assert run_python(REPORT, CURVK_NUM_THREADS=value).stdout == expected
+def test_empty_variable_counts_as_unset(run_python: Any) -> None:
+    assert run_python(REPORT, CURVK_NUM_THREADS="").stdout == run_python(REPORT).stdout
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "many", "4x"])
+def test_senseless_variable_is_an_error(run_python: Any, value: str) -> None:
+    code = "try:\n    import curvk\nexcept ValueError as error:\n    print(error)"
+    assert (
+        run_python(code, CURVK_NUM_THREADS=value).stdout
+        == f"CURVK_NUM_THREADS={value}: needs a number of threads, 1 or more\n"
+    )
 
 
 # ---- results --------------------------------------------------------------------------------------------------------

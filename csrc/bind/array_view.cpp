@@ -44,7 +44,7 @@ const DLPackExchangeApi* exchange_api(PyTypeObject* type) {
         PyTypeObject* type;
         const DLPackExchangeApi* api;
     };
-    static Entry cache[8];  // guarded by the GIL or, without one, by the critical section of the caller
+    static Entry cache[8];  // guarded by the GIL
     static int used = 0;
     for (int i = 0; i < used; ++i)
         if (cache[i].type == type) return cache[i].api;
@@ -57,10 +57,10 @@ const DLPackExchangeApi* exchange_api(PyTypeObject* type) {
         const py::object capsule = py::getattr(handle, "__dlpack_c_exchange_api__", py::none());
         if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
             api = static_cast<const DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-            if (api->version.major != 1) api = nullptr;
+            if (api->version.major != 1 || !api->tensor_from_object) api = nullptr;
         }
     }
-    if (used < 8) {
+    if (api && used < 8) {
         Py_INCREF(type);  // a cached type must not be freed and its address reused
         cache[used++] = {type, api};
     }
@@ -94,6 +94,7 @@ bool view_of_tensor(PyObject* object, View& view) {
         view.format = Format::i64;
     view.writable = true;
     view.foreign = true;
+    if (!view.data && view.size() > 0) return false;  // a tensor without memory, such as autograd's lazy zeros
     return view.itemsize == 0 || reinterpret_cast<uintptr_t>(view.data) % size_t(view.itemsize) == 0;
 }
 

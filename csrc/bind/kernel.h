@@ -13,6 +13,8 @@
 
 namespace curvk {
 
+constexpr size_t max_arguments = 32;
+
 union Slot {
     void* pointer;
     int64_t integer;
@@ -89,7 +91,7 @@ int32_t invoke(int32_t (*f)(A...), const Slot* slots, std::index_sequence<I...>)
 template <class... A>
 Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)(A...),
                    std::initializer_list<const char*> names) {
-    static_assert(sizeof...(A) > 0, "a kernel has arguments");
+    static_assert(sizeof...(A) > 0 && sizeof...(A) <= max_arguments, "raise max_arguments");
     Kernel k{op, format, elementwise, {argument<A>(format)...}, nullptr, reinterpret_cast<void (*)()>(f)};
     k.invoke = [](void (*function)(), const Slot* slots) {
         return invoke(reinterpret_cast<int32_t (*)(A...)>(function), slots, std::index_sequence_for<A...>{});

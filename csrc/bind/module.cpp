@@ -12,11 +12,14 @@
 namespace curvk {
 namespace {
 
-constexpr size_t max_arguments = 32, max_arrays = 16;
+constexpr size_t max_arrays = 16;
 constexpr int64_t keep_gil_below = 8192;  // elements; releasing the GIL costs about as much as stepping these
 
 Format named_format(const std::string& name) {
-    return name == "f32" ? Format::f32 : name == "f64" ? Format::f64 : name == "bf16" ? Format::bf16 : Format::f16;
+    for (const auto& [known, format] : {std::pair{"f32", Format::f32}, std::pair{"f64", Format::f64},
+                                        std::pair{"bf16", Format::bf16}, std::pair{"f16", Format::f16}})
+        if (name == known) return format;
+    throw py::value_error("no format named " + name);
 }
 
 const std::unordered_map<std::string, std::vector<Kernel>>& registry() {
@@ -85,24 +88,34 @@ class Plan {
             }
         }
         int32_t status = CURVK_OK;
-        ++running_;  // counted under the GIL; rebind refuses meanwhile
+        if (curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();  // may raise: before anything is written
         {
+            const Running running(running_);
             std::optional<py::gil_scoped_release> released;
             if (total_ >= keep_gil_below) released.emplace();
             if (strided_.empty() || !sizes_.empty()) status = k(slots);
             for (size_t row = 0; row < strided_.size() && status == CURVK_OK; ++row) status = run_row(strided_[row], slots);
         }
-        --running_;
         if (status > 0) {
             const auto [name, position] = scalar_at(size_t(status) - 1);
             python("curvk._errors", "out_of_range")(op_, name, scalars[position]);
         }
-        if (status < 0) throw std::runtime_error(op_ + ": out of memory");
+        if (status < 0) throw std::bad_alloc();
         if (foreign_) python("curvk._arrays", "written")(foreign_);
-        if (curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();
     }
 
    private:
+    // Counts, under the GIL, the calls under way; rebind refuses meanwhile.
+    class Running {
+       public:
+        explicit Running(int& count) : count_(count) { ++count_; }
+        ~Running() { --count_; }
+
+       private:
+        int& count_;
+    };
+
+
     struct Interval {
         uintptr_t begin, end;
         bool operator<(const Interval& o) const { return begin < o.begin; }
@@ -322,6 +335,7 @@ class Plan {
             slot.integer = index ? PyLong_AsLongLong(index.ptr()) : -1;
         }
         if (PyErr_Occurred()) {
+            if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();  // Ctrl-C
             PyErr_Clear();
             python("curvk._errors", "not_a_number")(op_, a.name, object, a.kind == Argument::integer);
         }

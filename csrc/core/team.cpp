@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/float_control.h"
 #include "core/status.h"
 #include "curvk.h"
 
@@ -18,34 +19,9 @@
 #include <pthread.h>
 #include <unistd.h>
 #endif
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
 
 namespace curvk {
 namespace {
-
-// ---- floating-point control word ------------------------------------------------------------------------------------
-
-class DefaultFloatControl {
-   public:
-#if defined(__x86_64__)
-    DefaultFloatControl() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-    ~DefaultFloatControl() { _mm_setcsr(saved_); }
-
-   private:
-    unsigned saved_;
-#elif defined(__aarch64__)
-    DefaultFloatControl() {
-        __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-        __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-    }
-    ~DefaultFloatControl() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
-
-   private:
-    uint64_t saved_;
-#endif
-};
 
 // ---- how many threads -----------------------------------------------------------------------------------------------
 

@@ -17,11 +17,11 @@ void narrow(const float* __restrict x, uint16_t* __restrict out, int64_t n) {
 }  // namespace
 
 #define HALF(FMT, Format)                                                                                         \
-    int32_t curvk_widen_##FMT(const uint16_t* x, float* out, int64_t n) {                                         \
+    int32_t curvk_to_float32_##FMT(const uint16_t* x, float* out, int64_t n) {                                         \
         for_ranges(n, elementwise_grain, [=](int64_t i, int64_t end) { widen<Format>(x + i, out + i, end - i); });  \
         return 0;                                                                                                 \
     }                                                                                                             \
-    int32_t curvk_narrow_##FMT(const float* x, uint16_t* out, int64_t n) {                                        \
+    int32_t curvk_from_float32_##FMT(const float* x, uint16_t* out, int64_t n) {                                        \
         for_ranges(n, elementwise_grain, [=](int64_t i, int64_t end) { narrow<Format>(x + i, out + i, end - i); }); \
         return 0;                                                                                                 \
     }

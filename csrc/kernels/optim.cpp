@@ -61,7 +61,7 @@ constexpr auto sgd_loop(Momentum mode) {
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t sgd_list(CURVK_SGD_LIST(T, S)) {
     const auto s = sgd_scalars<S>(lr, momentum, dampening, weight_decay, nesterov, decoupled, maximize, first, grad_scale);
-    const bool buffered = buf && count && buf[0];
+    const bool buffered = buf != nullptr;
     const Momentum mode = !buffered ? Momentum::none : nesterov ? Momentum::nesterov : Momentum::heavy_ball;
     const auto loop = s.coupled_decay != 0 ? sgd_loop<Format, true>(mode) : sgd_loop<Format, false>(mode);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
@@ -125,7 +125,7 @@ void adam_blocks(T* p, const T* g, S* m, S* v, S* max_v, int64_t n, const AdamSc
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
     const auto s = adam_scalars<S>(step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale);
-    const bool amsgrad = max_v && count && max_v[0];
+    const bool amsgrad = max_v != nullptr;
     const auto loop = s.coupled_decay != 0 ? (amsgrad ? adam_blocks<Format, true, true> : adam_blocks<Format, true, false>)
                                            : (amsgrad ? adam_blocks<Format, false, true> : adam_blocks<Format, false, false>);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
@@ -191,7 +191,7 @@ int32_t sum_squares_list(CURVK_NORM_LIST(T)) {
         finite = finite && partials[c].finite;
     }
     if (partials != few) free(partials);
-    out[0] = sizeof(T) == 8 ? sum : sum * (scale * scale);
+    out[0] = sizeof(T) == 8 ? sum : sum * scale * scale;
     out[1] = finite ? 0.0 : 1.0;
     return 0;
 }
@@ -235,6 +235,7 @@ double newest_variance(const double* window, int64_t newest, int64_t length, int
 }  // namespace
 
 int32_t curvk_loss_window_f64(double* window, int64_t* stored, double* out, int64_t patience, int64_t period, double loss) {
+    if (*stored < 0 || *stored == INT64_MAX) return 2;
     out[0] = out[1] = out[2] = 0;
     if (loss != loss) return 0;
     const int64_t newest = *stored % patience;

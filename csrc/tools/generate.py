@@ -68,11 +68,13 @@ def dispatch(functions, levels: list[str]) -> str:
     kernels = [f for f in functions if f.format]
     by_key = {(f.op, f.format, f.is_list): f for f in kernels}
     implemented = [f for f in kernels if f.is_list or (f.op, f.format, True) not in by_key]
-    lines = ["#include <math.h>", '#include "core/level.h"', '#include "core/status.h"', '#include "curvk.h"', ""]
+    lines = ["#include <math.h>", '#include "core/float_control.h"', '#include "core/level.h"', '#include "core/status.h"', '#include "curvk.h"', ""]
     lines += prototypes(implemented, levels)
     for f in kernels:
         listed = by_key.get((f.op, f.format, True))
         lines += ["", f"{f.prototype()} {{", *range_checks(f)]
+        if f in implemented:  # prologues and final sums see the default rounding and denormals, as the ranges do
+            lines.append("    const curvk::DefaultFloatControl control;")
         call = pick_level(f, levels) if f in implemented else list_of_one(f, listed)
         lines += [f"    return {call};", "}"]
     return "\n".join(lines) + "\n"

@@ -34,7 +34,7 @@ def dtype_of(argument: Argument, fmt: str) -> np.dtype[Any]:
     return np.dtype(_ELEMENTS.get(argument.element) or _FORMAT_DTYPES[fmt])
 
 
-def _numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
+def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
     """`x` as a NumPy array over the same memory; bfloat16 as uint16."""
 
     def refuse(error: type[Exception], found: str, needed: str, remedy: str = "") -> Exception:
@@ -57,9 +57,16 @@ def _numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
         if x.is_conj() or x.is_neg():
             found = "a lazily conjugated or negated tensor"
             raise refuse(ValueError, found, "a plain one", f"use {label}.resolve_neg()")
-        view: np.ndarray[Any, Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+        if (
+            x.numel() and x.is_floating_point() and not x.data_ptr()
+        ):  # autograd's lazy zeros, a storage resized to nothing
+            raise refuse(ValueError, "a tensor without memory", "one with its own", f"use {label}.clone()")
+        try:
+            view: np.ndarray[Any, Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+        except (RuntimeError, TypeError) as error:
+            raise refuse(TypeError, f"{x.dtype} ({error})", "a tensor NumPy can view") from error
         return view
-    if hasattr(x, "__dlpack__"):
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") and not isinstance(x, type):
         device = tuple(map(int, x.__dlpack_device__()))
         if device[0] not in _CPU_DEVICES:
             raise refuse(BufferError, f"an array on DLPack device {device}", "a CPU array")
@@ -115,7 +122,7 @@ def _check_one(op: str, x: np.ndarray[Any, Any], label: str, a: Argument, fmt: s
         needed = f"{x.itemsize}-byte alignment"
         raise ValueError(message(op, label, "a misaligned array", needed, f"use {label}.copy()"))
     if a.written and x.size and _overlaps_itself(x):
-        found = f"strides {x.strides} that meet an element twice"
+        found = f"strides {x.strides} that may meet an element twice"
         raise ValueError(message(op, label, found, "elements of its own", f"use {label}.copy()"))
 
 
@@ -162,7 +169,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     generic = next(iter(ops()[op].values()))
     name, lists = generic.arrays[0].name, type(columns[0]) is list
     first_label, first = next(_items(columns[0], name, lists), (name, None))
-    kernel = generic if first is None else _pick(op, _numpy_view(first, op, first_label), first_label, fmt)
+    kernel = generic if first is None else _pick(op, numpy_view(first, op, first_label), first_label, fmt)
     assert kernel.format is not None
     rows = len(columns[0]) if lists else 1
     out: list[Column] = []
@@ -175,6 +182,8 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             out.append(None)
             continue
         listed = kernel.is_list and argument.pointers == 2
+        if type(column) is list and not (listed and lists):
+            raise TypeError(message(op, argument.name, "list", "one array", f"use np.asarray({argument.name})"))
         many = type(column) is list or (lists and type(column) is tuple)
         if listed and (len(column) if many else 1) != rows:
             if not lists:
@@ -184,7 +193,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             raise ValueError(message(op, argument.name, found, needed))
         views: list[np.ndarray[Any, Any]] = []
         for i, (label, item) in enumerate(_items(column, argument.name, many)):
-            x = _numpy_view(item, op, label)
+            x = numpy_view(item, op, label)
             _check_one(op, x, label, argument, kernel.format, "" if label == first_label else first_label)
             if listed and out:
                 reference = out[0][i]
@@ -196,7 +205,8 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
                     raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
-                x = np.ascontiguousarray(x)
+                # A reduction over a list reads memory order, as it does where the compiled binder takes the array.
+                x = x.ravel(order="K") if listed else np.ascontiguousarray(x)
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))

@@ -136,9 +136,11 @@ class Plan:
 
     def rebind(self, columns: tuple[Column, ...]) -> None:
         """Takes other arrays in place of the present ones, checked again (some tens of nanoseconds each)."""
+        self._columns = columns
         if self._made_for == _backend:
             self._plan.rebind(columns)
-        self._columns = columns
+        else:
+            self._made_for = ""  # a plan of another backend still holds the old arrays: it is made anew
 
     def run(self, scalars: tuple[Any, ...]) -> None:
         """Runs the kernel with these scalars, in the header's order."""
@@ -194,6 +196,9 @@ def _start() -> None:
         _backend, _reason = "cpp", "compiled kernels are installed"
     else:
         _backend, _reason = "numba", f"installed without compiled kernels; to compile: {REBUILD}"
+    threads = os.environ.get("CURVK_NUM_THREADS") or "1"
+    if not (threads.isdecimal() and int(threads) > 0):  # OMP_NUM_THREADS is OpenMP's to judge
+        raise ValueError(f"CURVK_NUM_THREADS={threads}: needs a number of threads, 1 or more")
     if core is not None and (level := os.environ.get("CURVK_SIMD")):
         try:
             set_simd(level)

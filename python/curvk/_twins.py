@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Column, check, written
+from ._arrays import Column, Resolved, check, written
 from ._errors import check_scalar
 from ._float_control import default_float_control
-from ._loops.half import from_float32, to_float32
+from ._loops.half import decode, encode
 
 
 def _flat_row(arrays: list[np.ndarray[Any, Any] | None]) -> tuple[list[Any], bool]:
@@ -29,10 +29,18 @@ class Plan:
 
     def __init__(self, op: str, columns: tuple[Column, ...], format: str | None = None) -> None:
         self.op, self.format = op, format
+        self._resolved: Resolved | None = None
         self.rebind(columns)
 
     def rebind(self, columns: tuple[Column, ...]) -> None:
-        self.resolved = check(self.op, columns, self.format)
+        self._resolved = None  # a plan whose last arrays were refused does not step the ones before
+        self._resolved = check(self.op, columns, self.format)
+
+    @property
+    def resolved(self) -> Resolved:
+        if self._resolved is None:
+            raise RuntimeError(f"{self.op}: the plan's last arrays were refused; rebind it")
+        return self._resolved
 
     def run(self, scalars: tuple[Any, ...]) -> None:
         kernel = self.resolved.kernel
@@ -65,7 +73,7 @@ class Plan:
         """Elements of a 16-bit storage format as float32."""
         assert self.resolved.kernel.format is not None
         half = stored and self.resolved.kernel.format in ("bf16", "f16")
-        return to_float32(x, self.resolved.kernel.format) if half else x
+        return decode(x, self.resolved.kernel.format) if half else x
 
     def _run_rows(self, body: Any, values: list[Any]) -> None:
         kernel = self.resolved.kernel
@@ -84,7 +92,7 @@ class Plan:
             for a, s, original, x, w in zip(kernel.arrays, stored, row, flat, work, strict=True):
                 if original is None or w is None or not a.written:
                     continue
-                result = from_float32(w, kernel.format) if s else w
+                result = encode(w, kernel.format) if s else w
                 if not views:
                     original[...] = result.reshape(original.shape)
                 elif s:

@@ -3,9 +3,11 @@
 #ifndef CURVK_HALF_H
 #define CURVK_HALF_H
 
+#include "curvk/base.h"
+
 #define CURVK_HALF(FMT)                                                                             \
-    CURVK_ELEMENTWISE int32_t curvk_widen_##FMT(const uint16_t* x, float* out, int64_t n);          \
-    CURVK_ELEMENTWISE int32_t curvk_narrow_##FMT(const float* x, uint16_t* out, int64_t n);
+    CURVK_ELEMENTWISE int32_t curvk_to_float32_##FMT(const uint16_t* x, float* out, int64_t n);          \
+    CURVK_ELEMENTWISE int32_t curvk_from_float32_##FMT(const float* x, uint16_t* out, int64_t n);
 CURVK_HALF(bf16)
 CURVK_HALF(f16)
 #undef CURVK_HALF

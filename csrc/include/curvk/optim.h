@@ -4,6 +4,8 @@
 #ifndef CURVK_OPTIM_H
 #define CURVK_OPTIM_H
 
+#include "curvk/base.h"
+
 /* SGD with momentum (Polyak 1964; Nesterov form of Sutskever et al. 2013; conventions of torch.optim.SGD).
  *   g <- g / grad_scale (negated if maximize);  g <- g + weight_decay p  or, decoupled, p <- (1 - lr weight_decay) p
  *   buf <- momentum buf + (1 - dampening) g     (buf <- g if first)
@@ -62,7 +64,7 @@ CURVK_NORM(f16, uint16_t)
 #undef CURVK_NORM
 
 /* A window of the last `patience` losses and AdamZ's statistics over it (Zaznov et al. 2024, arXiv 2411.15375).
- * window is a ring of `patience` doubles, stored[0] the number of losses ever stored. A NaN loss stores nothing and
+ * window is a ring of `patience` doubles, stored[0] >= 0 the number of losses ever stored. A NaN loss stores nothing and
  * leaves out = {0, 0, 0}. Otherwise, once the ring is full:
  *   out[0] <- 1 if loss >= every loss in the window;  out[1], out[2] <- population variance of the newest
  *   min(period, patience) losses and of all of them, in two passes about the newest loss. Before that out[0] is 0. */

@@ -5,6 +5,8 @@
 #ifndef CURVK_VMATH_H
 #define CURVK_VMATH_H
 
+#include "curvk/base.h"
+
 #define CURVK_VMATH_LIST(T) const T* const* x, T* const* out, const int64_t* sizes, int64_t count
 #define CURVK_VMATH(FMT, T)                                                                                      \
     CURVK_ELEMENTWISE int32_t curvk_exp_list_##FMT(CURVK_VMATH_LIST(T));                                         \

@@ -20,12 +20,12 @@ def narrow_bf16(x: Floats) -> Bits:
     return np.where(np.isnan(x), (u >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
 
 
-def to_float32(x: np.ndarray[Any, Any], fmt: str) -> Floats:
+def decode(x: np.ndarray[Any, Any], fmt: str) -> Floats:
     """A stored array as float32; exact."""
     return widen_bf16(x) if fmt == "bf16" else x.view(np.float16).astype(np.float32)
 
 
-def from_float32(x: Floats, fmt: str) -> np.ndarray[Any, Any]:
+def encode(x: Floats, fmt: str) -> np.ndarray[Any, Any]:
     """float32 rounded to the storage format, to nearest even."""
     if fmt == "bf16":
         return narrow_bf16(x)
@@ -33,9 +33,9 @@ def from_float32(x: Floats, fmt: str) -> np.ndarray[Any, Any]:
         return x.astype(np.float16)
 
 
-def widen(x: np.ndarray[Any, Any], out: Floats, n: int) -> None:
-    out[...] = to_float32(x, "f16" if x.dtype == np.float16 else "bf16")
+def to_float32(x: np.ndarray[Any, Any], out: Floats, n: int) -> None:
+    out[...] = decode(x, "f16" if x.dtype == np.float16 else "bf16")
 
 
-def narrow(x: Floats, out: np.ndarray[Any, Any], n: int) -> None:
-    out[...] = from_float32(x, "f16" if out.dtype == np.float16 else "bf16")
+def from_float32(x: Floats, out: np.ndarray[Any, Any], n: int) -> None:
+    out[...] = encode(x, "f16" if out.dtype == np.float16 else "bf16")

@@ -118,7 +118,7 @@ def sum_squares(x: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any], scale:
             part = float(sum_squares_chunk(chunk, np.float64(scale if wide else 1)))
             total += part
             finite = finite and (math.isfinite(part) or (wide and bool(np.isfinite(chunk).all())))
-    out[0] = total if wide else total * (scale * scale)
+    out[0] = total if wide else total * scale * scale
     out[1] = float(not finite)
 
 

@@ -5,12 +5,14 @@ NumPy has no bfloat16: uint16 arrays of bit patterns, or arrays of ml_dtypes.bfl
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
 
-from .._arrays import Array
+from .._arrays import Array, numpy_view
 from .._backend import call
+from .._errors import message
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -29,11 +31,11 @@ def to_float32(x: Array, *, out: FloatArray | None = None) -> FloatArray:
     >>> to_float32(np.array([0x3FC0], np.uint16))
     array([1.5], dtype=float32)
     """
+    shape = numpy_view(x, "to_float32", "x").shape
     if out is None:
-        out = np.empty(np.shape(x), np.float32)
-    elif np.shape(out) != np.shape(x):
-        raise ValueError(f"to_float32: argument 'out': got shape {np.shape(out)}, needs shape {np.shape(x)} like 'x'")
-    call("widen", (x, out), (out.size,))
+        out = np.empty(shape, np.float32)
+    _check_shape("to_float32", out, shape)
+    call("to_float32", (x, out), (math.prod(shape),))
     return out
 
 
@@ -54,9 +56,15 @@ def from_float32(x: Array, format: Literal["bf16", "f16"], *, out: Array = None)
     """
     if format not in ("bf16", "f16"):
         raise ValueError(f"from_float32: argument 'format': got {format!r}, needs 'bf16' or 'f16'")
+    shape = numpy_view(x, "from_float32", "x").shape
     if out is None:
-        out = np.empty(np.shape(x), np.uint16 if format == "bf16" else np.float16)
-    elif np.shape(out) != np.shape(x):
-        raise ValueError(f"from_float32: argument 'out': got shape {np.shape(out)}, needs shape {np.shape(x)} like 'x'")
-    call("narrow", (x, out), (int(np.prod(np.shape(x))),), format)
+        out = np.empty(shape, np.uint16 if format == "bf16" else np.float16)
+    _check_shape("from_float32", out, shape)
+    call("from_float32", (x, out), (math.prod(shape),), format)
     return out
+
+
+def _check_shape(function: str, out: Array, shape: tuple[int, ...]) -> None:
+    found = numpy_view(out, function, "out").shape
+    if found != shape:
+        raise ValueError(message(function, "out", f"shape {found}", f"shape {shape} like 'x'"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,8 +72,16 @@ def adam_step(
     >>> p
     array([0.5, 1.5, 1. ], dtype=float32)
     """
-    beta1, beta2 = betas
+    beta1, beta2 = _pair(betas)
     call("adam_step", (p, g, m, v, max_v), (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
+
+
+def _pair(betas: tuple[float, float]) -> tuple[float, float]:
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"adam_step: argument 'betas': got {betas!r}, needs a pair of numbers") from None
+    return beta1, beta2
 
 
 def sgd_step(
@@ -133,12 +142,12 @@ def sgd_step(
 
 
 def _check_sgd(buffered: bool, momentum: float, dampening: float, nesterov: bool) -> None:
-    if momentum and not buffered:
+    if momentum > 0 and not buffered:
         raise ValueError(
             "sgd_step: argument 'buf': got None, needs a momentum buffer because momentum is not 0; "
             "use np.zeros_like(p) (float32 for a 16-bit p)"
         )
-    if nesterov and (not momentum or dampening):
+    if nesterov and (not momentum > 0 or dampening):
         raise ValueError(f"sgd_step: argument 'nesterov': got True, needs momentum > 0 and dampening 0 ({dampening=})")
 
 
@@ -165,20 +174,33 @@ def global_norm(arrays: Sequence[Array]) -> float:
     groups: dict[Any, list[Array]] = {}  # by the dtype itself: its name costs ten times its hash
     for a in arrays:
         groups.setdefault(getattr(a, "dtype", None), []).append(a)
-    total, out = 0.0, np.zeros(2)
-    scale = 1.0
+    narrow = all(str(d).endswith(("float32", "float16", "uint16")) for d in groups)
+    total, scale, out = 0.0, 1.0, np.zeros(2)
     for scale in (1.0, 2.0**-600, 2.0**600):  # the last two only where float64 squares overflow or vanish
         total = 0.0
         finite = True
         for group in groups.values():
-            call("sum_squares", (group, out), (scale,))
+            try:
+                call("sum_squares", (group, out), (scale,))
+            except (TypeError, ValueError, BufferError) as error:
+                raise _in_words_of_norm(error, arrays, group) from None
             total += float(out[0])
             finite = finite and not out[1]
         if not finite:
             return math.nan if math.isnan(total) else math.inf
-        if 1e-200 < total < math.inf or (scale == 1.0 and total == 0.0 and "float64" not in "".join(map(str, groups))):
+        if narrow or 1e-200 < total < math.inf:
             break
     return math.sqrt(total) / scale
+
+
+def _in_words_of_norm(error: Exception, arrays: Sequence[Array], group: list[Array]) -> Exception:
+    """An error about the i-th array of a group, told of its place among all arrays."""
+
+    def place(match: re.Match[str]) -> str:
+        wanted = group[int(match.group(1))]
+        return f"arrays[{next(i for i, a in enumerate(arrays) if a is wanted)}]"
+
+    return type(error)(re.sub(r"\bx\[(\d+)\]", place, str(error).replace("sum_squares:", "global_norm:")))
 
 
 class AdamPlan(Plan):
@@ -229,7 +251,7 @@ class AdamPlan(Plan):
         grad_scale: float = 1.0,
     ) -> None:
         """One step of all arrays; arguments and errors as in `adam_step`."""
-        beta1, beta2 = betas
+        beta1, beta2 = _pair(betas)
         self.run((step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
 
 

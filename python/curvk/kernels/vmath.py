@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, _numpy_view
+from .._arrays import Array, numpy_view
 from .._backend import call
 
 __all__ = ["exp", "log"]
@@ -63,6 +63,6 @@ def log(x: Array, out: Array = None) -> Any:
 
 def _apply(op: str, x: Array, out: Array) -> Any:
     if out is None:
-        out = np.empty_like(_numpy_view(x, op, "x"))
+        out = np.empty_like(numpy_view(x, op, "x"))
     call(op, (x, out), ())
     return out

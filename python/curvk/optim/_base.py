@@ -166,7 +166,7 @@ class Optimizer:
 
     def _check_param(self, p: Any, label: str) -> tuple[np.ndarray[Any, Any], str]:
         try:
-            view = _arrays._numpy_view(p, self._op, label)
+            view = _arrays.numpy_view(p, self._op, label)
             kernel = _arrays._pick(self._op, view, label, None)
             assert kernel.format is not None
             _arrays._check_one(self._op, view, label, kernel.arrays[0], kernel.format, "")

@@ -123,8 +123,8 @@ class LossRule:
             raise refuse("window", found, f"float64 of shape ({rule.patience},) as 'patience' says")
         if np.isnan(window).any():
             raise refuse("window", "NaN", "losses, which are stored only if they are numbers")
-        if type(stored) is not int or not 0 <= stored < 2**63:
-            raise refuse("stored", repr(stored), "an integer >= 0")
+        if type(stored) is not int or not 0 <= stored < 2**62:
+            raise refuse("stored", repr(stored), "an integer from 0 to 2**62")
         rule._window[:] = window
         rule._stored[0] = stored
         return rule

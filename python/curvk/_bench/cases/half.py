@@ -59,7 +59,7 @@ _ROWS = (Row("default", ("bf16", "f16"), sizes=(10_000, 1_000_000, 10_000_000)),
 
 CASES = [
     Case(
-        op="widen",
+        op="to_float32",
         make=_make_widen,
         run=_widen,
         truth=lambda a, o, fmt: {"out": decode(a["x"], fmt).astype(np.float32)},
@@ -71,7 +71,7 @@ CASES = [
         rows=_ROWS,
     ),
     Case(
-        op="narrow",
+        op="from_float32",
         make=_make_narrow,
         run=_narrow,
         truth=lambda a, o, fmt: {"out": encode(a["x"], fmt)},
