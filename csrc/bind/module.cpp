@@ -291,9 +291,12 @@ class Plan {
         return row < length(column) ? item(column, row) : nullptr;
     }
 
+    // torch makes lazily negated tensors as views of the imaginary halves of complex memory, two strides apart: a tensor
+    // without gaps need not be asked, which would cost as much as all the rest.
     static bool view(PyObject* object, const Argument& a, bool known, View& v) {
-        return view_of(object, v) && accepts(a.element, v.format) && (v.writable || !a.written) &&
-               !(v.foreign && !known && lazily_negated(object));
+        if (!view_of(object, v) || !accepts(a.element, v.format) || (a.written && !v.writable)) return false;
+        const bool gaps = v.size() == 1 || !v.c_contiguous();
+        return !(v.foreign && gaps && !known && lazily_negated(object));
     }
 
     // Remembers the memory an array takes and, if it is written, whom to tell.

@@ -20,8 +20,20 @@
 #include <unistd.h>
 #endif
 
+// GNU OpenMP is not instrumented, so ThreadSanitizer must be told what a region orders: its ranges run after the code
+// before it and before the code behind it.
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_acquire(void*);
+extern "C" void __tsan_release(void*);
+#else
+static inline void __tsan_acquire(void*) {}
+static inline void __tsan_release(void*) {}
+#endif
+
 namespace curvk {
 namespace {
+
+char region_start, region_end;  // what ThreadSanitizer knows the two by
 
 // ---- how many threads -----------------------------------------------------------------------------------------------
 
@@ -108,7 +120,7 @@ thread_local int64_t thread_limit = 0;      // 0: no limit
 thread_local bool inside_range = false;     // a kernel that a range calls runs on that range's thread
 std::atomic<bool> in_forked_child{false};   // GNU OpenMP's team does not survive fork: a region there hangs
 
-#if defined(__unix__) || defined(__APPLE__)
+#if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
 __attribute__((constructor)) void watch_forks() {
     pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true); });
 }
@@ -132,15 +144,19 @@ void run_ranges(int64_t n, int64_t grain, RangeFunction f, void* context) {
         if (threads > allowed) threads = allowed;
     }
 #ifdef _OPENMP
-    if (threads > 1 && !omp_in_parallel()) {
+    if (threads > 1) {
         // Cuts fall on multiples of 64 where an index is one element, so that no cache line has two writers.
         const int64_t unit = grain >= 64 ? 64 : 1, blocks = (n + unit - 1) / unit;
+        __tsan_release(&region_start);
 #pragma omp parallel num_threads(static_cast<int>(threads))
         {
+            __tsan_acquire(&region_start);
             const int64_t t = omp_get_thread_num(), team = omp_get_num_threads();
             const int64_t begin = blocks * t / team * unit, end = blocks * (t + 1) / team * unit;
             if (begin < end) run_range(f, context, begin, end < n ? end : n);
+            __tsan_release(&region_end);
         }
+        __tsan_acquire(&region_end);
         return;
     }
 #endif
@@ -154,7 +170,7 @@ int64_t curvk_num_threads() {
 #ifndef _OPENMP
     return 1;
 #else
-    if (inside_range || in_forked_child.load(std::memory_order_relaxed)) return 1;
+    if (inside_range || in_forked_child.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
     const int64_t set = process_threads.load(std::memory_order_relaxed);
     const int64_t n = set > 0 ? set : default_policy().threads;
     return thread_limit > 0 ? thread_limit : n;

@@ -139,8 +139,9 @@ class Plan:
         self._columns = columns
         if self._made_for == _backend:
             self._plan.rebind(columns)
-        else:
-            self._made_for = ""  # a plan of another backend still holds the old arrays: it is made anew
+        else:  # a plan of another backend still holds the old arrays
+            self._made_for = ""
+            self._ready()
 
     def run(self, scalars: tuple[Any, ...]) -> None:
         """Runs the kernel with these scalars, in the header's order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from ._signatures import ops
@@ -12,6 +13,7 @@ def message(function: str, argument: str, found: str, needed: str, remedy: str =
     return f"{text}; {remedy}" if remedy else text
 
 
+@lru_cache(maxsize=256)  # a step asks for each of its scalars
 def _argument(op: str, name: str) -> Any:
     function = next(iter(ops()[op].values()))
     return next(a for a in function.arguments if a.name == name)

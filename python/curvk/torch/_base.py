@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from operator import is_, is_not, itemgetter
+from operator import is_, is_not
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.overrides import TorchFunctionMode
 
 from .._arrays import Column, written
 from .._backend import Plan, get_backend
@@ -67,9 +68,23 @@ def _new_states(wanted: list[tuple[Tensor, str, Tensor | None]]) -> list[Tensor]
     return states
 
 
-def _same(found: Sequence[Any], known: Sequence[Any]) -> bool:
-    """True if both hold the same objects; == would compare what tensors hold."""
-    return len(found) == len(known) and all(map(is_, found, known))
+class _Identity(TorchFunctionMode):
+    """In its context a comparison of two tensors is an error."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise LookupError
+
+
+def _same(found: Any, known: Any) -> bool:
+    """True if containers hold the same tensors.
+
+    Their == looks for identity before it compares, at a tenth of the cost of a loop; what it would compare differs.
+    """
+    try:
+        with _Identity():
+            return bool(found == known)
+    except Exception:  # also what foreign objects beside the tensors may raise
+        return False
 
 
 def number(x: Any) -> Any:
@@ -95,7 +110,7 @@ class Steps:
             state["step"] = view
 
     def belong_to(self, states: list[State]) -> bool:
-        return _same([s["step"] for s in states], self.views)
+        return len(states) == len(self.views) and all(map(is_, [s["step"] for s in states], self.views))
 
     def counts(self) -> list[float]:
         """The counts, or only the one that all have."""
@@ -103,18 +118,14 @@ class Steps:
         return [low] if low == high else self.vector.tolist()
 
 
-def _with_own_step(state: Any) -> Any:
-    """The state with a `step` that owns its memory, for what leaves the optimizer."""
-    if isinstance(state, dict) and isinstance(state.get("step"), Tensor):
-        return {**state, "step": state["step"].clone()}
-    return state
-
-
-def _with_own_memory(state: Any) -> Any:
-    """The state without views of buffers."""
+def _with_own_memory(state: Any, keep: Container[int] = ()) -> Any:
+    """The state with clones of its views, for what leaves the optimizer; views of the bases `keep`, by id, stay."""
     if not isinstance(state, dict):
         return state
-    return {k: v.clone() if isinstance(v, Tensor) and v._base is not None else v for k, v in state.items()}
+    return {
+        k: v.clone() if isinstance(v, Tensor) and v._base is not None and id(v._base) not in keep else v
+        for k, v in state.items()
+    }
 
 
 class _Found:
@@ -123,8 +134,8 @@ class _Found:
     The binder does not read a tuple again that it has seen, and leaves its version counters to `bases`.
     """
 
-    def __init__(self, params: list[Tensor], states: list[State], keys: tuple[str | None, ...], columns: list[Column]):
-        self.params, self.states, self.keys = params, states, keys
+    def __init__(self, params: list[Tensor], keys: tuple[str | None, ...], columns: list[Column]) -> None:
+        self.params, self.keys = params, keys
         self.columns = [None if c is None else tuple(c) for c in columns]
         self.turn = 0
         self.bases: list[Tensor] = []  # the tensors whose memory the states are, and where it starts
@@ -132,12 +143,9 @@ class _Found:
         self.places: list[list[int]] = []  # where each state starts
 
     def holds(self, params: list[Tensor], keys: tuple[str | None, ...]) -> bool:
-        """True if a step of these parameters finds the same states in the same memory."""
+        """True if these are the parameters and keys, and the states' memory is where it was."""
         if keys != self.keys or not _same(params, self.params):
             return False
-        for key, column in zip(keys, self.columns, strict=True):
-            if column is not None and not all(map(is_, map(itemgetter(key), self.states), column)):
-                return False
         if not self.places:  # only now, for a group that changes at every step never asks
             self.places = [[s.data_ptr() for s in c] for c in self.columns if c is not None]
             bases = {id(b): b for c in self.columns for s in c or () for b in (s if s._base is None else s._base,)}
@@ -158,16 +166,16 @@ class _Found:
         return None
 
 
-@dataclass
 class _Last:
-    """What the last step left: `optimizer.state` item by item, and what it found for each group."""
+    """What the last step left: `optimizer.state`, and what it found for each group."""
 
-    params: list[Tensor]
-    states: list[State]
-    found: dict[int, _Found]
+    def __init__(self, state: dict[Tensor, State], found: dict[int, _Found]) -> None:
+        self.params, self.states = list(state), [dict(s) for s in state.values()]
+        self.found = found
 
     def holds(self, state: dict[Tensor, State]) -> bool:
-        return _same(list(state), self.params) and _same(list(state.values()), self.states)
+        """True if the parameters still have the same tensors as states."""
+        return _same((list(state), list(state.values())), (self.params, self.states))
 
 
 @dataclass(slots=True)
@@ -221,10 +229,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The state behind each array argument after p and g; None for an array the group does without."""
         raise NotImplementedError
 
-    def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
+    def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
         """For each parameter what a kernel call depends on besides the group: its steps, or whether it is new.
 
-        One item if it is the same for all.
+        One item if it is the same for all. `states` is None if they are those of the last step.
         """
         raise NotImplementedError
 
@@ -291,9 +299,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 batch.plan.run(own)
                 written(batch.bases)
             if last is None or fresh:
-                self._last = _Last(list(self.state), list(self.state.values()), found)
-            else:
-                self._last = _Last(last.params, last.states, found)
+                last = _Last(self.state, found)
+            self._last, last.found = last, found
         finally:
             self._release(len(batches))
 
@@ -325,7 +332,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if len(set(dtypes)) == 1 and len(set(marks)) == 1:
             batches.append(self._batch(len(batches), index, marks[0], table, keys, fresh))
             if not params[0].is_complex():  # whose states the kernel sees through other tensors
-                found[index] = _Found(params, states, keys, columns)
+                found[index] = _Found(params, keys, columns)
             return
         sets: dict[Hashable, list[int]] = {}
         for row, kind in enumerate(zip(dtypes, marks * (len(params) // len(marks)), strict=True)):
@@ -344,7 +351,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         keys: tuple[str | None, ...],
     ) -> bool:
         """Binds what the last step found; False if something is different, which `_bind` then sorts out."""
-        if len(batches) >= len(self._plans) or not before.holds(params, keys):
+        if not before.holds(params, keys):
             return False
         if moved := before.moved():
             p, key = moved
@@ -352,16 +359,22 @@ class FusedOptimizer(torch.optim.Optimizer):
                 f"{self._name}: the state '{key}' of {self._label(index, p)} was given other memory through .data; "
                 f"use optimizer.state[p]['{key}'] = tensor"
             )
-        marks = self._marks(index, params, before.states, {})
+        marks = self._marks(index, params, None, {})
         if len(marks) > 1:
             return False
-        plan = self._plans[len(batches)]
         try:
-            plan.rebind((params, grads, *before.columns))
+            plan = self._plan(len(batches), (params, grads, *before.columns))
         except (TypeError, ValueError, BufferError, RuntimeError):
             return False
         batches.append(_Batch(index, marks[0], grads, plan, before.bases))
         return True
+
+    def _plan(self, slot: int, columns: tuple[Column, ...]) -> Plan:
+        if slot < len(self._plans):
+            self._plans[slot].rebind(columns)
+        else:
+            self._plans.append(Plan(self._op, columns))
+        return self._plans[slot]
 
     def _release(self, used: int) -> None:
         """Lets go of the gradients, so that zero_grad() frees them; plans that cannot let go are dropped."""
@@ -396,11 +409,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         try:
             if table[0][0].is_complex():
                 bound = [c if c is None else [torch.view_as_real(x.detach().resolve_conj()) for x in c] for c in table]
-            if slot < len(self._plans):
-                self._plans[slot].rebind(tuple(bound))
-            else:
-                self._plans.append(Plan(self._op, tuple(bound)))
-            return _Batch(index, mark, bound[1], self._plans[slot], [])
+            return _Batch(index, mark, bound[1], self._plan(slot, tuple(bound)), [])
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             mended = self._mended(table, keys, fresh)
             if mended is None:
@@ -541,9 +550,23 @@ class FusedOptimizer(torch.optim.Optimizer):
                 group["capturable"] = False  # a checkpoint from a CUDA graph; it changes no number
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, for torch's optimizer of the same name too; moments of 16-bit parameters are float32."""
+        """As torch's, for torch's optimizer of the same name too; moments of 16-bit parameters are float32.
+
+        The moments are the optimizer's tensors, not copies, but for those whose buffer they fill by less than half: to
+        save a view saves its buffer.
+        """
         state_dict = super().state_dict()
-        return {**state_dict, "state": {k: _with_own_step(s) for k, s in state_dict["state"].items()}}
+        views = [
+            (v.nbytes, v._base)
+            for s in state_dict["state"].values()
+            for k, v in (s.items() if isinstance(s, dict) else ())
+            if k != "step" and isinstance(v, Tensor) and v._base is not None
+        ]
+        filled = Counter[int]()
+        for nbytes, base in views:
+            filled[id(base)] += nbytes
+        keep = {id(base) for _, base in views if 2 * filled[id(base)] >= base.nbytes}
+        return {**state_dict, "state": {k: _with_own_memory(s, keep) for k, s in state_dict["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's; the state is copied, with every bit that its dtype holds.

@@ -18,6 +18,9 @@ class SGD(FusedOptimizer):
     Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
     Parameters and gradients may have any strides, also different ones. CPU only.
 
+    States are views of one buffer per key. To give one other memory assign `optimizer.state[p][key] = tensor`; setting
+    its .data is a RuntimeError at one of the next 64 steps, since a step looks at a 64th of the addresses.
+
     Args:
         params: tensors, dicts of parameter groups, or (name, tensor) pairs; float32, float64, bfloat16, float16,
             complex64 or complex128. A gradient has its parameter's dtype and shape.
@@ -86,7 +89,7 @@ class SGD(FusedOptimizer):
     def _keys(self, group: Group) -> tuple[str | None, ...]:
         return ("momentum_buffer" if group["momentum"] != 0 else None,)
 
-    def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
+    def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
         return [id(p) in fresh for p in params] if fresh else [False]
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
@@ -113,6 +116,9 @@ class Adam(FusedOptimizer):
 
     Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
     Parameters and gradients may have any strides, also different ones. CPU only.
+
+    States are views of one buffer per key. To give one other memory assign `optimizer.state[p][key] = tensor`; setting
+    its .data is a RuntimeError at one of the next 64 steps, since a step looks at a 64th of the addresses.
 
     Args:
         params: as in `SGD`.
@@ -190,11 +196,10 @@ class Adam(FusedOptimizer):
     def _keys(self, group: Group) -> tuple[str | None, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq" if group["amsgrad"] else None)
 
-    def _marks(self, index: int, params: list[Tensor], states: list[State], fresh: Fresh) -> list[Any]:
-        steps = self._steps.get(index)
-        if steps is None or not steps.belong_to(states):
-            steps = self._steps[index] = Steps(states)
-        return steps.counts()
+    def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
+        if states is not None and not (index in self._steps and self._steps[index].belong_to(states)):
+            self._steps[index] = Steps(states)
+        return self._steps[index].counts()
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
         if len(group["betas"]) != 2:
