@@ -68,7 +68,14 @@ def dispatch(functions, levels: list[str]) -> str:
     kernels = [f for f in functions if f.format]
     by_key = {(f.op, f.format, f.is_list): f for f in kernels}
     implemented = [f for f in kernels if f.is_list or (f.op, f.format, True) not in by_key]
-    lines = ["#include <math.h>", '#include "core/float_control.h"', '#include "core/level.h"', '#include "core/status.h"', '#include "curvk.h"', ""]
+    lines = [
+        "#include <math.h>",
+        '#include "core/float_control.h"',
+        '#include "core/level.h"',
+        '#include "core/status.h"',
+        '#include "curvk.h"',
+        "",
+    ]
     lines += prototypes(implemented, levels)
     for f in kernels:
         listed = by_key.get((f.op, f.format, True))
