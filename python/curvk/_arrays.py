@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ._errors import message
-from ._signatures import Argument, Function, ops
+
+if TYPE_CHECKING:
+    from ._signatures import Argument, Function
 
 Array = Any
 """A NumPy array, a torch CPU tensor, or an object with DLPack or the buffer protocol.
@@ -84,6 +85,8 @@ def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
 
 def _pick(op: str, first: np.ndarray[Any, Any], label: str, fmt: str | None) -> Function:
     """The kernel for the dtype of the first array."""
+    from ._signatures import ops  # here, so that `import curvk` reads no header
+
     kernels = ops()[op]
     if fmt is not None:
         return kernels[fmt]
@@ -143,8 +146,7 @@ def _check_overlap(op: str, entries: list[tuple[str, bool, np.ndarray[Any, Any]]
         open_spans.append(span)
 
 
-@dataclass
-class Resolved:
+class Resolved(NamedTuple):
     """Checked arguments: the kernel, its columns as plain arrays, and the tensors behind those it writes."""
 
     kernel: Function
@@ -166,6 +168,8 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     list whose arrays' owner the caller itself tells of writes. Arrays that are only read may be
     copied where a kernel that is not elementwise needs them contiguous; arrays that are written never are.
     """
+    from ._signatures import ops
+
     generic = next(iter(ops()[op].values()))
     name, lists = generic.arrays[0].name, type(columns[0]) is list
     first_label, first = next(_items(columns[0], name, lists), (name, None))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from ._signatures import ops
-
 
 def message(function: str, argument: str, found: str, needed: str, remedy: str = "") -> str:
     text = f"{function}: argument '{argument}': got {found}, needs {needed}"
@@ -15,6 +13,8 @@ def message(function: str, argument: str, found: str, needed: str, remedy: str =
 
 @lru_cache(maxsize=256)  # a step asks for each of its scalars
 def _argument(op: str, name: str) -> Any:
+    from ._signatures import ops  # here, so that `import curvk` reads no header
+
     function = next(iter(ops()[op].values()))
     return next(a for a in function.arguments if a.name == name)
 

@@ -72,16 +72,15 @@ def adam_step(
     >>> p
     array([0.5, 1.5, 1. ], dtype=float32)
     """
-    beta1, beta2 = _pair(betas)
-    call("adam_step", (p, g, m, v, max_v), (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
-
-
-def _pair(betas: tuple[float, float]) -> tuple[float, float]:
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
-        raise TypeError(f"adam_step: argument 'betas': got {betas!r}, needs a pair of numbers") from None
-    return beta1, beta2
+        raise _not_a_pair(betas) from None
+    call("adam_step", (p, g, m, v, max_v), (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
+
+
+def _not_a_pair(betas: object) -> TypeError:
+    return TypeError(f"adam_step: argument 'betas': got {betas!r}, needs a pair of numbers")
 
 
 def sgd_step(
@@ -251,7 +250,10 @@ class AdamPlan(Plan):
         grad_scale: float = 1.0,
     ) -> None:
         """One step of all arrays; arguments and errors as in `adam_step`."""
-        beta1, beta2 = _pair(betas)
+        try:
+            beta1, beta2 = betas
+        except (TypeError, ValueError):
+            raise _not_a_pair(betas) from None
         self.run((step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
 
 
