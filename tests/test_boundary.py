@@ -583,11 +583,11 @@ def columns(draw: Any) -> list[np.ndarray]:
     victim = draw(st.integers(0, 3))
     together = draw(st.booleans())  # in elements, so that 16-bit and 32-bit arrays can agree
     common = draw(strides(shape, 1))
-    shared = np.zeros(4096, np.uint8)
+    shared = np.zeros(32768, np.uint8)
     arrays: list[np.ndarray] = []
     for i, own in enumerate([dtype, dtype, state, state]):
-        memory = shared if fault == "shared" and i in (0, victim) else np.zeros(8192, np.uint8)
-        offset, size = 2048, shape
+        memory = shared if fault == "shared" and i in (0, victim) else np.zeros(32768, np.uint8)
+        offset, size = 16384, shape
         if i == victim:
             own = (
                 np.dtype(draw(st.sampled_from([np.float32, np.float64, np.float16, np.int32, ">f4"])))
