@@ -115,7 +115,6 @@ class Plan {
         int& count_;
     };
 
-
     struct Interval {
         uintptr_t begin, end;
         bool operator<(const Interval& o) const { return begin < o.begin; }
