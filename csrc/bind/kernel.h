@@ -23,13 +23,15 @@ union Slot {
 
 struct Argument {
     // sizes and count belong to a list kernel's tables: they follow from the arrays, the caller does not pass them.
-    enum Kind : uint8_t { table, array, sizes, count, integer, real } kind;
+    // row_values is an array with an integer for each array of the list.
+    enum Kind : uint8_t { table, array, row_values, sizes, count, integer, real } kind;
     Format element;  // of a table or an array
     bool written;
     bool nullable = false;
     std::string name{};
 
-    bool is_array() const { return kind == table || kind == array; }
+    bool is_array() const { return kind == table || kind == array || kind == row_values; }
+    bool is_offset() const { return kind == row_values && name == "offset"; }
     bool is_scalar() const { return kind == integer || kind == real; }
 };
 
@@ -42,6 +44,7 @@ struct Kernel {
     void (*function)();
 
     std::vector<const Argument*> arrays{};  // the array arguments in order
+    bool indexed = false;                   // told the logical index of each row's first element, so C order matters
 
     bool is_list() const { return arguments[0].kind == Argument::table; }
     int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
@@ -97,12 +100,12 @@ Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)
         return invoke(reinterpret_cast<int32_t (*)(A...)>(function), slots, std::index_sequence_for<A...>{});
     };
     size_t i = 0;
-    for (const char* name : names) {  // a trailing ? marks an argument that may be None
+    for (const char* name : names) {  // a trailing ? marks an argument that may be None, a # one with a value per row
         k.arguments[i].name = name;
-        if (k.arguments[i].name.back() == '?') {
-            k.arguments[i].name.pop_back();
-            k.arguments[i].nullable = true;
-        }
+        Argument& a = k.arguments[i];
+        if (a.name.back() == '?') a.nullable = true, a.name.pop_back();
+        if (a.name.back() == '#') a.kind = Argument::row_values, a.name.pop_back();
+        k.indexed = k.indexed || a.is_offset();
         if (k.is_list() && k.arguments[i].name == "sizes") k.arguments[i].kind = Argument::sizes;
         if (k.is_list() && k.arguments[i].name == "count") k.arguments[i].kind = Argument::count;
         ++i;

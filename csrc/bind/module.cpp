@@ -17,7 +17,8 @@ constexpr int64_t keep_gil_below = 8192;  // elements; releasing the GIL costs a
 
 Format named_format(const std::string& name) {
     for (const auto& [known, format] : {std::pair{"f32", Format::f32}, std::pair{"f64", Format::f64},
-                                        std::pair{"bf16", Format::bf16}, std::pair{"f16", Format::f16}})
+                                        std::pair{"bf16", Format::bf16}, std::pair{"f16", Format::f16},
+                                        std::pair{"i64", Format::i64}})
         if (name == known) return format;
     throw py::value_error("no format named " + name);
 }
@@ -38,7 +39,8 @@ py::object python(const char* module, const char* name) { return py::module_::im
 
 struct StridedRow {
     std::vector<int64_t> shape;
-    std::vector<StridedArray> arrays;  // one per array argument; data is null for an absent one
+    std::vector<StridedArray> arrays;  // one per table; data is null for an absent one
+    std::vector<int64_t> values;       // one per array of values per row
 };
 
 // Arrays bound to a kernel: checked, and laid out as the tables it takes.
@@ -84,6 +86,7 @@ class Plan {
                 case Argument::count: slots[i].integer = int64_t(sizes_.size()); break;
                 case Argument::table: slots[i].pointer = present_[column] ? table(column) : nullptr; ++column; break;
                 case Argument::array: slots[i].pointer = present_[column] ? *table(column) : nullptr; ++column; break;
+                case Argument::row_values: slots[i].pointer = row_values_[column].data(); ++column; break;
                 default: break;
             }
         }
@@ -126,6 +129,7 @@ class Plan {
             case Format::f32: return "f32";
             case Format::f64: return "f64";
             case Format::bf16: return "bf16";
+            case Format::i64: return "i64";
             default: return "f16";
         }
     }
@@ -214,6 +218,8 @@ class Plan {
             } else {
                 View v;
                 if (!view(column, *arrays[c], known(c, 0) == column, v) || !v.c_contiguous()) return false;
+                row_values_[c].clear();
+                if (arrays[c]->kind == Argument::row_values && (v.ndim != 1 || v.size() != int64_t(rows_))) return false;
                 *table(c) = v.data;
                 note(v, c, *arrays[c], column);
                 total_ += k->is_list() ? 0 : v.size();
@@ -237,14 +243,17 @@ class Plan {
             PyObject* object = item(columns[c].ptr(), row);
             if (!view(object, *k.arrays[c], known(c, row) == object, views[c])) return false;
             if (!views[c].same_shape(views[0])) return false;
-            flat = flat && views[c].same_dense_layout(views[0]);
+            flat = flat && views[c].same_dense_layout(views[0]) && (!k.indexed || views[c].c_contiguous());
         }
         if (!flat && !allow_strided) return false;
         if (!same_layout(views[0])) return false;
         const int64_t n = views[0].size();
         if (n == 0) return true;
         total_ += n;
-        if (!flat) strided_.push_back({{views[0].shape, views[0].shape + views[0].ndim}, {}});
+        if (!flat) strided_.push_back({{views[0].shape, views[0].shape + views[0].ndim}, {}, {}});
+        for (size_t c = 0; c < k.arrays.size(); ++c)
+            if (k.arrays[c]->kind == Argument::row_values)
+                (flat ? row_values_[c] : strided_.back().values).push_back(static_cast<const int64_t*>(*table(c))[row]);
         for (size_t c = 0; c < k.arrays.size(); ++c) {
             const Argument& a = *k.arrays[c];
             const View& v = views[c];
@@ -355,17 +364,23 @@ class Plan {
     int32_t run_row(const StridedRow& row, const Slot* slots) const {
         struct Call {
             const Plan* plan;
+            const StridedRow* row;
             const Slot* slots;
-        } call{this, slots};
+        } call{this, &row, slots};
         return run_strided(
             row.shape, row.arrays,
-            [](void* context, void* const* blocks, int64_t n) {
+            [](void* context, void* const* blocks, int64_t start, int64_t n) {
                 const auto& c = *static_cast<const Call*>(context);
                 const Kernel& k = *c.plan->kernel_;
                 Slot own[max_arguments];
-                size_t column = 0;
+                int64_t values[max_arrays];
+                size_t column = 0, value = 0;
                 for (size_t i = 0; i < k.arguments.size(); ++i) {
                     own[i] = c.slots[i];
+                    if (k.arguments[i].kind == Argument::row_values) {
+                        values[value] = c.row->values[value] + (k.arguments[i].is_offset() ? start : 0);
+                        own[i].pointer = &values[value++];
+                    }
                     if (k.arguments[i].kind == Argument::count) own[i].integer = 1;
                     if (k.arguments[i].kind == Argument::sizes) own[i].pointer = &n;
                     if (k.arguments[i].kind == Argument::table) {
@@ -398,6 +413,7 @@ class Plan {
     std::vector<void*> addresses_;    // see table()
     std::vector<int64_t> sizes_;      // elements of each flat row
     std::vector<StridedRow> strided_;
+    std::vector<int64_t> row_values_[max_arrays];  // of each flat row, for the columns that have values per row
     // Memory taken: by written arrays, by those of the caller's own tuples, and by arrays that are only read; then the
     // written ones of the last check and all of its written memory in order.
     std::vector<Interval> written_, owned_, read_, last_written_, sorted_;

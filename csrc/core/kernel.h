@@ -60,6 +60,13 @@ inline void prefetch_ahead(const T*... streams) {
     (ask(streams, block * int64_t(sizeof(T))), ...);
 }
 
+// The same for the n elements that lie `prefetch_distance` ahead of a stream that is used in blocks of another length.
+template <class T>
+inline void prefetch_span(const T* stream, int64_t n) {
+    const char* line = reinterpret_cast<const char*>(stream) + prefetch_distance;
+    for (int64_t b = 0; b < n * int64_t(sizeof(T)); b += 64) __builtin_prefetch(line + b);
+}
+
 // Calls f(i, length) for blocks that cover [0, n). The full blocks' length is a constant that f's loop is compiled for.
 template <class F>
 inline void for_blocks(int64_t n, F f) {

@@ -88,7 +88,7 @@ int32_t run_strided(const std::vector<int64_t>& shape, const std::vector<Strided
                 const int64_t start = b * block_length, left = j.n - start, length = left < block_length ? left : block_length;
                 for (size_t a = 0; a < tables.size(); ++a)
                     if (tables[a]) copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), true);
-                if (const int32_t status = j.f(j.context, tables.data(), length)) {
+                if (const int32_t status = j.f(j.context, tables.data(), start, length)) {
                     j.status.store(status);
                     return;
                 }

@@ -13,8 +13,9 @@ struct StridedArray {
     std::vector<int64_t> strides;  // bytes per step of each axis
 };
 
-// f(context, blocks, n): the kernel on n gathered elements of each array; returns its status.
-using BlockFunction = int32_t (*)(void* context, void* const* blocks, int64_t n);
+// f(context, blocks, start, n): the kernel on n gathered elements of each array, from the logical index `start`; returns
+// its status.
+using BlockFunction = int32_t (*)(void* context, void* const* blocks, int64_t start, int64_t n);
 
 // Gathers blocks that fit the L1 cache, calls f, scatters what is written. The arrays share `shape`, of rank 1 or more. A failing status
 // stops the run; the kernel checks its scalars before it writes, so nothing is scattered then.

@@ -8,6 +8,7 @@
  *   A comment after a scalar is its range, checked before anything is written; NaN is outside every range.
  *   A trailing "or null" marks a pointer that may be null.
  *   bf16 and f16 arrays travel as uint16_t bit patterns; the format is in the function's name.
+ *   "per row" marks an array with a number for each array of a list.
  *   `_list_` functions take tables of addresses and step all arrays in one parallel region.
  *   Arrays are contiguous, aligned to their element, and must not overlap where one of them is written.
  */
@@ -35,6 +36,7 @@ CURVK_API int32_t curvk_openmp(void);                        /* OpenMP's version
 CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked child, where kernels run on one thread */
 
 #include "curvk/half.h"
+#include "curvk/noise.h"
 #include "curvk/optim.h"
 #include "curvk/vmath.h"
 

@@ -54,13 +54,12 @@ def pick_level(f, levels: list[str]) -> str:
 
 def list_of_one(f, listed) -> str:
     """A single-array entry calls the list entry with a list of one; a null array gives a null table."""
-    given = {a.name: a for a in f.arguments}
     values = []
     for a in listed.arguments:
         if a.pointers == 2:
             values.append(f"{a.name} ? &{a.name} : nullptr" if a.nullable else f"&{a.name}")
         else:
-            values.append({"sizes": "&n", "count": "1"}.get(a.name) or given[a.name].name)
+            values.append({"sizes": "&n", "count": "1"}.get(a.name) or ("&" if a.per_row else "") + a.name)
     return f"{listed.name}({', '.join(values)})"
 
 
@@ -88,11 +87,14 @@ def dispatch(functions, levels: list[str]) -> str:
 
 
 def bindings(ops) -> str:
-    """One X-macro line per kernel: op, format, elementwise, function, then 'name:flags' of each argument."""
+    """One X-macro line per kernel: op, format, elementwise, function, then the arguments' names.
+
+    A name ends in ? where the argument may be null, in # where it has a number per row.
+    """
     lines = []
     for op, variants in ops.items():
         for fmt, f in variants.items():
-            names = ", ".join(f'"{a.name}{"?" if a.nullable else ""}"' for a in f.arguments)
+            names = ", ".join(f'"{a.name}{"?" * a.nullable}{"#" * a.per_row}"' for a in f.arguments)
             lines.append(f'CURVK_KERNEL("{op}", "{fmt}", {str(f.elementwise).lower()}, {f.name}, {names})')
     return "\n".join(lines) + "\n"
 

@@ -34,7 +34,8 @@ function(curvk_add_level target level)
             -fno-math-errno # else sqrt may set errno and GCC keeps the Adam loop scalar
             -ffp-contract=off # else levels with FMA round differently from v2 and from Numba
             -fno-trapping-math # else the selects of the fp16 conversion stay scalar
-            -Wall -Wextra -Wno-unknown-pragmas)
+            -Wall -Wextra -Wno-unknown-pragmas
+            -Wno-maybe-uninitialized) # GCC 12 takes buffers that another function fills for unset ones
   if(level GREATER_EQUAL 2 AND level LESS_EQUAL 4)
     target_compile_options(${objects} PRIVATE -march=x86-64-v${level})
   endif()

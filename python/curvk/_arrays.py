@@ -25,8 +25,8 @@ uint16 NumPy arrays are bfloat16 bit patterns, as are arrays of ml_dtypes.bfloat
 Column = Any  # one array, a list or tuple of arrays, or None
 
 _ELEMENTS = {"float": "float32", "double": "float64", "int64_t": "int64"}
-_FORMAT_DTYPES = {"f32": "float32", "f64": "float64", "bf16": "uint16", "f16": "float16"}
-_FORMAT_NAMES = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16"}
+_FORMAT_DTYPES = {"f32": "float32", "f64": "float64", "bf16": "uint16", "f16": "float16", "i64": "int64"}
+_FORMAT_NAMES = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16", "i64": "int64"}
 _CPU_DEVICES = (1,)  # DLPack's kDLCPU
 
 
@@ -199,6 +199,8 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
         for i, (label, item) in enumerate(_items(column, argument.name, many)):
             x = numpy_view(item, op, label)
             _check_one(op, x, label, argument, kernel.format, "" if label == first_label else first_label)
+            if argument.per_row and x.shape != (rows,):
+                raise ValueError(message(op, label, f"shape {x.shape}", f"shape ({rows},), a number for each array"))
             if listed and out:
                 reference = out[0][i]
                 if x.shape != reference.shape:
@@ -209,8 +211,9 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
                     raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
-                # A reduction over a list reads memory order, as it does where the compiled binder takes the array.
-                x = x.ravel(order="K") if listed else np.ascontiguousarray(x)
+                # A reduction over a list reads memory order, as it does where the compiled binder takes the array; or
+                # C order where the index matters.
+                x = x.ravel(order="C" if kernel.indexed else "K") if listed else np.ascontiguousarray(x)
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-FORMATS = {"f32": "float", "f64": "double", "bf16": "uint16_t", "f16": "uint16_t"}
+FORMATS = {"f32": "float", "f64": "double", "bf16": "uint16_t", "f16": "uint16_t", "i64": "int64_t"}
 _DECLARATION = re.compile(r"(CURVK_API|CURVK_ELEMENTWISE)\s+([\w\s*]+?)\b(curvk_\w+)\s*\(([^()]*)\)\s*;")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _RANGE = re.compile(r"/\*\s*([\[(])\s*(\S+)\s*,\s*(\S+)\s*([\])])\s*\*/")
@@ -52,6 +52,7 @@ class Argument:
     ctype: str  # canonical, e.g. "const float* const*"
     range: Range | None = None
     nullable: bool = False
+    per_row: bool = False  # an array with a number for each row of a list
 
     @cached_property
     def pointers(self) -> int:
@@ -84,6 +85,11 @@ class Function:
     @cached_property
     def is_list(self) -> bool:
         return any(a.pointers == 2 for a in self.arguments)
+
+    @cached_property
+    def indexed(self) -> bool:
+        """Whether an element's place in its array matters: the kernel is told the logical index of each row's first."""
+        return any(a.name == "offset" for a in self.arguments)
 
     @cached_property
     def op(self) -> str:
@@ -161,7 +167,7 @@ def _argument(text: str) -> Argument:
         interval = Range(float(low), float(high), left == "[", right == "]")
     bare = " ".join(_COMMENT.sub(" ", text).split())
     ctype, name = re.fullmatch(r"(.*?[\s*])(\w+)", bare).groups()  # type: ignore[union-attr]
-    return Argument(name, re.sub(r"\s*\*\s*", "* ", ctype).strip(), interval, "or null" in text)
+    return Argument(name, re.sub(r"\s*\*\s*", "* ", ctype).strip(), interval, "or null" in text, "per row" in text)
 
 
 def parse(text: str, family: str) -> list[Function]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +13,17 @@ from ._errors import check_scalar
 from ._float_control import default_float_control
 from ._loops.half import decode, encode
 
+if TYPE_CHECKING:
+    from ._signatures import Argument
 
-def _flat_row(arrays: list[np.ndarray[Any, Any] | None]) -> tuple[list[Any], bool]:
+
+def _flat_row(arrays: list[np.ndarray[Any, Any] | None], indexed: bool) -> tuple[list[Any], bool]:
     """The arrays of one row as flat arrays in a common order; False if copies had to be made."""
     reference = arrays[0]
     assert reference is not None
-    order = sorted(range(reference.ndim), key=lambda axis: -abs(reference.strides[axis]))
+    order = list(range(reference.ndim))
+    if not indexed:
+        order.sort(key=lambda axis: -abs(reference.strides[axis]))
     turned = [a if a is None else a.transpose(order) for a in arrays]
     if all(a is None or a.flags.c_contiguous for a in turned):
         return [a if a is None else a.reshape(-1) for a in turned], True
@@ -63,8 +69,9 @@ class Plan:
         elif kernel.elementwise:
             self._run_rows(body, values)
         else:
+            order = "C" if kernel.indexed else "K"
             tables = [
-                [self._load(x.ravel(order="K"), True) for x in c] if a.pointers == 2 else c
+                [self._load(x.ravel(order=order), True) for x in c] if a.pointers == 2 else c
                 for a, c in zip(kernel.arrays, self.resolved.columns, strict=True)
             ]
             body(*tables, *values)
@@ -81,15 +88,24 @@ class Plan:
         number = np.float64 if kernel.format == "f64" else np.float32
         with np.errstate(over="ignore"):
             typed = [number(v) if type(v) is float else v for v in values]
-        columns = [c if c is not None else [None] * len(self.resolved.columns[0]) for c in self.resolved.columns]
-        for row in zip(*columns, strict=True):
-            if row[0].size == 0:
+            shared = [c.astype(number) if a.element == "double" and a.pointers == 1 else c for a, c in self._columns()]
+        tables = [a for a in kernel.arrays if a.pointers == 2]
+        for row in range(len(self.resolved.columns[0])):
+            items = [c[row] if c is not None else None for a, c in self._columns() if a.pointers == 2]
+            if items[0] is None or items[0].size == 0:
                 continue
-            flat, views = _flat_row(list(row))
-            stored = [a.element == "uint16_t" for a in kernel.arrays]
+            flat, views = _flat_row(items, kernel.indexed)
+            stored = [a.element == "uint16_t" for a in tables]
             work = [x if x is None else self._load(x, s) for x, s in zip(flat, stored, strict=True)]
-            body(*work, *typed)
-            for a, s, original, x, w in zip(kernel.arrays, stored, row, flat, work, strict=True):
+            given = iter(work)
+            body(
+                *(
+                    next(given) if a.pointers == 2 else int(c[row]) if a.per_row else c
+                    for a, c in zip(kernel.arrays, shared, strict=True)
+                ),
+                *typed,
+            )
+            for a, s, original, x, w in zip(tables, stored, items, flat, work, strict=True):
                 if original is None or w is None or not a.written:
                     continue
                 result = encode(w, kernel.format) if s else w
@@ -97,6 +113,9 @@ class Plan:
                     original[...] = result.reshape(original.shape)
                 elif s:
                     x[...] = result
+
+    def _columns(self) -> Iterator[tuple[Argument, Column]]:
+        return zip(self.resolved.kernel.arrays, self.resolved.columns, strict=True)
 
 
 def call(op: str, columns: tuple[Column, ...], scalars: tuple[Any, ...], format: str | None = None) -> None:

@@ -11,7 +11,8 @@
 #define CURVK_API
 #endif
 #endif
-/* Output element i depends on element i of each array alone: such a kernel may be called on any split of its arrays. */
+/* Output element i depends on element i of each array alone and, in a kernel with an `offset`, on offset + i: it may be
+ * called on any split of its arrays, told where each part begins. */
 #define CURVK_ELEMENTWISE CURVK_API
 
 /* Status. A positive status k means: the k-th argument, counting from 1, is out of range. */

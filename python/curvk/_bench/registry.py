@@ -39,6 +39,7 @@ class Contender:
         None  # where it leaves its results, if not in the arrays it was given; {} if it returns them
     )
     level: str = ""  # the SIMD level to run at, if not the one in force
+    other: bool = False  # a peer with random numbers of its own, whose answer cannot be compared
 
 
 Factory = Callable[[Arrays, Options, str], Contender | None]
@@ -105,7 +106,15 @@ class Case:
 
     @property
     def elementwise(self) -> bool:
-        return next(iter(self.kernels.values())).elementwise
+        """Whether an element of the results depends on the inputs' elements in its place alone."""
+        kernel = next(iter(self.kernels.values()))
+        return kernel.elementwise and not kernel.indexed
+
+    @property
+    def indexed(self) -> bool:
+        """Whether a part of the arrays gives a part of the results, told where it begins by the option `offset`."""
+        kernel = next(iter(self.kernels.values()))
+        return kernel.elementwise and kernel.indexed
 
     @property
     def written(self) -> tuple[str, ...]:

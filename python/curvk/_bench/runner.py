@@ -114,13 +114,15 @@ def check(case: Case, options: Options, fmt: str, arrays: Arrays) -> None:
     Raises:
         WrongAnswerError: the result is outside the case's error class.
     """
-    parts = _windows(next(iter(arrays.values())).size) if case.elementwise else [slice(None)]
+    in_parts = case.elementwise or case.indexed
+    parts = _windows(next(iter(arrays.values())).size) if in_parts else [slice(None)]
     before = [_copy(arrays, part) for part in parts]
     outputs = case.run(arrays, options, fmt)
     for part, inputs in zip(parts, before, strict=True):
-        for name, want in case.truth(inputs, options, fmt).items():
+        here = {**options, "offset": options.get("offset", 0) + part.start} if case.indexed else options
+        for name, want in case.truth(inputs, here, fmt).items():
             got = np.asarray(outputs[name])
-            if missed := _missed(want, got[part] if case.elementwise else got, fmt):
+            if missed := _missed(want, got[part] if in_parts else got, fmt):
                 raise WrongAnswerError(
                     f"{case.op} {fmt}: {missed} elements of '{name}' are outside the error class ({case.error})"
                 )
@@ -130,6 +132,8 @@ def differs(case: Case, options: Options, fmt: str, contender: Contender, arrays
     """Whether a contender's first step from these arrays is something else than the kernel's."""
     truth = case.truth({k: None if x is None else x.copy() for k, x in arrays.items()}, options, fmt)
     value = contender.step()
+    if contender.other:
+        return False
     outputs = {k: x for k, x in arrays.items() if k in truth} if contender.arrays is None else contender.arrays
     outputs = outputs or {k: np.asarray(value) for k in truth}
     for name, got in outputs.items():

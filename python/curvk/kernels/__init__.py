@@ -1,5 +1,5 @@
 """Low-level kernels on your own arrays, in place."""
 
-from . import half, optim, vmath
+from . import half, noise, optim, vmath
 
-__all__ = ["half", "optim", "vmath"]
+__all__ = ["half", "noise", "optim", "vmath"]
