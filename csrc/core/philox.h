@@ -147,6 +147,7 @@ __attribute__((always_inline)) inline void put(S& out, S value) {
 }
 
 struct Normal {
+    static constexpr bool signs = false;
     static constexpr int64_t per_word = 1, piece_words = group_words;
     template <bool adds, class S>
     static void fill(const uint32_t* __restrict words, S coef, S* __restrict out) {
@@ -160,6 +161,7 @@ struct Normal {
 };
 
 struct NormalFast {
+    static constexpr bool signs = false;
     static constexpr int64_t per_word = 2, piece_words = group_words;
     template <bool adds, class S>
     static void fill(const uint32_t* __restrict words, S coef, S* __restrict out) {
@@ -174,6 +176,7 @@ struct NormalFast {
 };
 
 struct Rademacher {
+    static constexpr bool signs = true;
     static constexpr int64_t per_word = 32, piece_words = 16;  // a whole group's 16 KiB would crowd the L1 cache
     template <bool adds, class S>
     static void fill(const uint32_t* __restrict words, S coef, S* __restrict out) {
@@ -189,6 +192,7 @@ struct Rademacher {
 };
 
 struct Uniform {
+    static constexpr bool signs = false;
     static constexpr int64_t per_word = 1, piece_words = group_words;
     template <bool adds, class S>
     static void fill(const uint32_t* __restrict words, S coef, S* __restrict out) {
@@ -219,7 +223,48 @@ class Source {
     S z_[piece_span<D>];
 };
 
-// The sum of many draws, formed for a group at a time.
+#if defined(__AVX512BW__)
+// Four draws of signs at once, for a group: each element's four bits select from the 16 sums that four coefficients can
+// have, a third of the operations of four selections. Of each 64 elements, out[16 b + i] gets the one numbered 4 i + b:
+// the permutation reads the low four bits of a lane, so bytes need no widening. in_order undoes it.
+inline void add_four_signs(const uint32_t (&words)[4][group_words], const float* coefs, float* out) {
+    float sums[16];
+    for (int s = 0; s < 16; ++s) {
+        sums[s] = s & 1 ? -coefs[0] : coefs[0];
+        for (int j = 1; j < 4; ++j) sums[s] += s >> j & 1 ? -coefs[j] : coefs[j];
+    }
+    const __m512 table = _mm512_loadu_ps(sums);
+    for (int64_t m = 0; m < group_words; m += 2) {
+        __m512i select = _mm512_setzero_si512();
+        for (int j = 0; j < 4; ++j) {
+            uint64_t bits;
+            memcpy(&bits, words[j] + m, sizeof bits);
+            select = _mm512_mask_add_epi8(select, bits, select, _mm512_set1_epi8(char(1 << j)));
+        }
+        for (int b = 0; b < 4; ++b) {
+            float* const to = out + 32 * m + 16 * b;
+            const __m512i index = _mm512_maskz_srli_epi32(0xffff, select, unsigned(8 * b));
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_maskz_permutexvar_ps(0xffff, index, table)));
+        }
+    }
+}
+
+inline void in_order(float* out, int64_t n) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 0, 16, 1, 17, 1, 17, 2, 18, 2, 18, 3, 19, 3, 19);
+    for (float* x = out; x < out + n; x += 64) {
+        __m512 part[4];
+        for (int b = 0; b < 4; ++b) part[b] = _mm512_loadu_ps(x + 16 * b);
+        for (int c = 0; c < 4; ++c) {
+            const __m512i from = _mm512_add_epi32(first, _mm512_set1_epi32(4 * c));
+            const __m512 low = _mm512_permutex2var_ps(part[0], from, part[1]);
+            const __m512 high = _mm512_permutex2var_ps(part[2], from, part[3]);
+            _mm512_storeu_ps(x + 16 * c, _mm512_mask_blend_ps(0xcccc, low, high));
+        }
+    }
+}
+#endif
+
+// The sum of many draws, formed for a group at a time: four at a time in order, then these sums in order.
 template <class D, class S>
 class SumSource {
    public:
@@ -235,11 +280,31 @@ class SumSource {
    private:
     void sum(int64_t group) {
         for (S& x : sum_) x = S(-0.0);  // adding to it changes nothing, not even a zero's sign
-        for (int64_t j = 0; j < k_; ++j) {
-            uint32_t words[group_words];
-            Stream{seed_, tensor_, uint32_t(draws_[j])}.words(group, words);
-            for (int64_t w = 0; w < group_words; w += D::piece_words)
-                D::template fill<true>(words + w, S(coefs_[j]), sum_ + w * D::per_word);
+        int64_t j = 0;
+#if defined(__AVX512BW__)
+        if constexpr (D::signs && sizeof(S) == 4) {
+            for (; j + 4 <= k_; j += 4) add_four_signs(words_, make(group, j, 4), sum_);
+            in_order(sum_, group_words * D::per_word);
+        }
+#endif
+        for (; j < k_; j += 4) add(make(group, j, k_ - j < 4 ? k_ - j : 4), k_ - j < 4 ? k_ - j : 4);
+    }
+
+    // Makes the words of up to four draws; returns their coefficients.
+    const S* make(int64_t group, int64_t first, int64_t count) {
+        for (int64_t j = 0; j < count; ++j) {
+            Stream{seed_, tensor_, uint32_t(draws_[first + j])}.words(group, words_[j]);
+            four_[j] = S(coefs_[first + j]);
+        }
+        return four_;
+    }
+
+    void add(const S* coefs, int64_t count) {
+        S part[piece_span<D>];
+        for (int64_t w = 0; w < group_words; w += D::piece_words) {
+            D::template fill<false>(words_[0] + w, coefs[0], part);
+            for (int64_t j = 1; j < count; ++j) D::template fill<true>(words_[j] + w, coefs[j], part);
+            for (int64_t i = 0; i < piece_span<D>; ++i) sum_[w * D::per_word + i] += part[i];
         }
     }
 
@@ -248,7 +313,8 @@ class SumSource {
     const int64_t* draws_;
     const double* coefs_;
     int64_t k_, group_ = -1;
-    S sum_[group_words * D::per_word] = {};
+    uint32_t words_[4][group_words];
+    S four_[4], sum_[group_words * D::per_word] = {};
 };
 
 // Calls f(piece, skip, i, n) so that the indices offset .. offset + size are covered: elements i .. i + n of the array are

@@ -21,8 +21,8 @@
 /* out <- z */
 #define CURVK_FILL_LIST(T) T* const* out, CURVK_KEYS, const int64_t* sizes, int64_t count, int64_t draw, CURVK_STREAM
 
-/* p <- (1 - decay) p + sum_j coefs[j] z(draws[j]), the sum first and in order; where |p| > threshold p stays. One pass
- * whatever k. Coefficients are rounded to the type of the arithmetic. */
+/* p <- (1 - decay) p + sum_j coefs[j] z(draws[j]); where |p| > threshold p stays. One pass whatever k. The sum is formed
+ * first: of each four draws in order, then of these in order. Coefficients are rounded to the type of the arithmetic. */
 #define CURVK_SEEDS                                                                                              \
     const int64_t* draws, const double* coefs, int64_t k /* [0, inf) */, double decay /* [0, 1] */,              \
     double threshold /* [0, inf] */, CURVK_STREAM

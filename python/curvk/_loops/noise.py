@@ -150,16 +150,21 @@ axpy_seeds_scalars = noise_scratch_scalars = _seeds_scalars
 
 @loop
 def noise_scratch(p, out, tensor, offset, draws, coefs, k, shrink, threshold, seed, dist, span):  # type: ignore[no-untyped-def]
-    words, z, total = np.empty(32, _U32), np.empty(span, _F32), np.empty(span, p.dtype)
+    words, z = np.empty(32, _U32), np.empty(span, _F32)
+    total, four = np.empty(span, p.dtype), np.empty(span, p.dtype)
     i = 0
     while i < p.size:
         tile, skip = (offset + i) // span, (offset + i) % span
         length = min(span - skip, p.size - i)
         total[:] = -_ZERO  # adding it changes nothing, not even a zero's sign
-        for j in range(k):
-            _tile(dist, seed, tile, tensor, draws[j], words, z)
+        for first in range(0, k, 4):
+            four[:] = -_ZERO
+            for j in range(first, min(first + 4, k)):
+                _tile(dist, seed, tile, tensor, draws[j], words, z)
+                for e in range(length):
+                    four[e] = four[e] + coefs[j] * z[skip + e]
             for e in range(length):
-                total[e] = total[e] + coefs[j] * z[skip + e]
+                total[e] = total[e] + four[e]
         for e in range(length):
             x = p[i + e]
             out[i + e] = x if abs(x) > threshold else x * shrink + total[e]

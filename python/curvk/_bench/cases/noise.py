@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -149,10 +151,12 @@ def _true_sum(a: Arrays, o: Options, fmt: str) -> Interval:
     s = ARITHMETIC[fmt]
     p = Interval.exact(decode(a["p"], fmt), s)
     moved = p * (1 - Interval.exact(o.get("decay", 0.0), F64)).to(s)
-    total: Interval | None = None
-    for draw, coef in zip(o["draws"], o["coefs"], strict=True):
-        term = Interval.exact(coef, F64).to(s) * within(a["p"].size, o, draw, s)
-        total = term if total is None else total + term
+    terms = [
+        Interval.exact(coef, F64).to(s) * within(a["p"].size, o, draw, s)
+        for draw, coef in zip(o["draws"], o["coefs"], strict=True)
+    ]
+    fours = [reduce(add, terms[j : j + 4]) for j in range(0, len(terms), 4)]
+    total = reduce(add, fours) if fours else None
     result = moved if total is None else moved + total
     result = result.to(STORAGE[fmt])
     kept = abs(decode(a["p"], fmt)) > (np.float32(o["threshold"]) if "threshold" in o else math.inf)
@@ -272,7 +276,7 @@ def _true_philox(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
 _SUMS = _variants(
     decayed={"decay": 0.01},
     masked={"threshold": 0.7, "decay": 0.1},
-    three={"draws": [3, 2**32 - 1, 0], "coefs": [0.5, -0.25, 0.125]},
+    seven={"draws": [3, 2**32 - 1, 0, 5, 6, 7, 8], "coefs": [0.5, -0.25, 0.125, 0.3, 0.7, -0.1, 1e-3]},
     misaligned={"offset": 12_345, "tensor": 2**32 - 1},
     none={"draws": [], "coefs": []},
     signs64={"dist": "rademacher", "draws": list(range(64)), "coefs": [(-1) ** k / (k + 1) for k in range(64)]},
