@@ -16,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from curvk import _store as store
 from curvk.optim import SGD, Adam, AdamW, AdamZ
 from curvk.optim import _base as base
-from curvk.optim import _store as store
 
 Arrays = list[Any]
 OPTIMIZERS: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ from ._backend import get_backend, get_simd, set_simd, simd_levels, use_backend,
 from ._threads import get_num_threads, set_num_threads, threads
 
 __version__ = version
-_SUBMODULES = ("capi", "kernels", "optim", "torch")
+_SUBMODULES = ("capi", "kernels", "optim", "torch", "zeroth")
 __all__ = [
     "capi",
     "get_backend",
@@ -27,6 +27,7 @@ __all__ = [
     "threads",
     "torch",
     "use_backend",
+    "zeroth",
 ]
 
 

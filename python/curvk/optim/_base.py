@@ -12,12 +12,11 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from .. import _arrays
+from .. import _arrays, _store
 from .._arrays import Array
 from .._errors import message
 from .._signatures import Range, ops
 from ..kernels.optim import AdamPlan, SGDPlan, global_norm
-from . import _store
 
 Group = dict[str, Any]
 Arrays = list[Any]
@@ -473,7 +472,7 @@ class Optimizer:
             OSError: the file cannot be opened.
             ValueError: it is damaged, or does not fit as in `load_state_dict`. Nothing has changed.
         """
-        self.load_state_dict(_store.read(path))
+        self.load_state_dict(_store.read(path, FORMAT))
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(

@@ -5,6 +5,11 @@
 >>> optimizer = curvk.torch.AdamW(model.parameters(), lr=1e-3)
 >>> model(torch.ones(1, 2)).sum().backward()
 >>> optimizer.step()
+
+Without gradients, by forward passes only:
+
+>>> optimizer = curvk.torch.MeZO(model, lr=1e-3)
+>>> loss = optimizer.step(lambda: model(torch.ones(1, 2)).square().sum())
 """
 
 from __future__ import annotations
@@ -16,6 +21,21 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError('curvk.torch needs PyTorch, which is not installed; use: pip install "curvk[torch]"') from error
 
+from ..zeroth import ZOLog
 from ._optimizers import SGD, Adam, AdamW, AdamZ
+from ._zeroth import ES, FZOO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
 
-__all__ = ["SGD", "Adam", "AdamW", "AdamZ"]
+__all__ = [
+    "ES",
+    "FZOO",
+    "SGD",
+    "AdaLeZO",
+    "Adam",
+    "AdamW",
+    "AdamZ",
+    "LeZO",
+    "MeZO",
+    "SparseMeZO",
+    "ZOLog",
+    "find_layers",
+]

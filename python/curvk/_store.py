@@ -1,4 +1,4 @@
-"""State dicts as files: one .npz of plain arrays; the one named "meta" is JSON and says where the others belong."""
+"""Trees of arrays as files: one .npz of plain arrays; the one named "meta" is JSON and says where the others belong."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> Any:
-    """What `write` wrote; ValueError where the file is anything else, truncated or damaged."""
+def read(path: str | os.PathLike[str], writer: str) -> Any:
+    """What `write` wrote for `writer`; ValueError where the file is anything else, truncated or damaged."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:  # reads members whole, so that their checksums come before their use
@@ -57,9 +57,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
             return json.loads(array("meta").tobytes(), object_hook=decode)
         except _DAMAGE as error:
-            text = (
-                f"load: {os.fspath(path)!r} is not a whole file that curvk.optim saved: {type(error).__name__}: {error}"
-            )
+            text = f"load: {os.fspath(path)!r} is not a whole file that {writer} saved: {type(error).__name__}: {error}"
             raise ValueError(text) from error
 
 

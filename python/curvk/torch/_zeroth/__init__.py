@@ -1,0 +1,6 @@
+"""Zeroth-order optimizers for torch modules."""
+
+from ._layers import find_layers
+from ._optimizers import ES, FZOO, AdaLeZO, LeZO, MeZO, SparseMeZO
+
+__all__ = ["ES", "FZOO", "AdaLeZO", "LeZO", "MeZO", "SparseMeZO", "find_layers"]
