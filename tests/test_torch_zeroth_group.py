@@ -202,6 +202,7 @@ def other_weights():
         model.lm_head.weight[3, 4] += rank
     ct.MeZO(model, lr=1e-3, process_group=group)
 result["weights"] = caught(other_weights)
+result["failed"] = caught(make(restore=["scratch", "wish"][rank]))
 opt = make()()
 opt.step(language(opt.model))
 for g in opt.param_groups:
@@ -229,6 +230,7 @@ result["log"] = caught(lambda: opt.step(language(opt.model)))
         assert "disagree on restore" in result["restore"]
         assert "disagree on lr: rank 0 has 0.001, rank 1 has 0.002" in result["lr"]
         assert result["undone"]
+        assert "got 'wish'" in result["failed"]
         assert result["steps"] == 2
         assert "ValueError" in result["log"]
         assert "logs" in result["log"]
@@ -272,7 +274,7 @@ result["weights"] = opt.model.state_dict()
             ["ZeroDivisionError: on purpose", "2 times", "lm_head"] if len(texts) == 3 else ["on purpose", "lm_head"]
         )
         for text, cause in zip(texts, causes, strict=True):
-            assert text.startswith("RuntimeError: MeZO.step: no step was taken, since one failed on rank 1: ")
+            assert text.startswith("RuntimeError: MeZO.step: no step was taken, since it failed on rank 1: ")
             assert cause in text
         assert same
         assert steps == 1

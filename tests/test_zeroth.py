@@ -115,7 +115,7 @@ def test_linear_loss_to_rounding_for_every_eps(eps: float, dist: str) -> None:
 
 
 def test_losses_are_divided_by_the_distance_that_float32_weights_move() -> None:
-    """A step of eps = 1e-3 moves zeros by float32(1e-3), 4.7e-8 more; eight digits of g show which one is divided by."""
+    """A probe of eps = 1e-3 moves zeros by float32(1e-3), 4.7e-8 more; digits of g show what is divided by."""
     c = np.arange(1.0, 2001.0)
     seen: list[float] = []
     opt = MeZO({"w": np.zeros(2000, np.float32)}, lr=1.0, eps=1e-3, dist="rademacher")

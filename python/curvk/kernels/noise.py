@@ -250,7 +250,8 @@ def axpy_seeds_(
             range.
 
     The sum is formed first, in float32 (float64 where p is): of each four draws in order, then of these in order; it is
-    rounded once with p. 8 bytes per float32 element and len(draws) noise values. Source: MeZO's update (Malladi et al. 2023) for many probes at once.
+    rounded once with p. 8 bytes per float32 element and len(draws) noise values. Source: MeZO's update (Malladi et al.
+    2023) for many probes at once.
 
     >>> import numpy as np
     >>> p = np.zeros(3)

@@ -20,7 +20,7 @@ from ...zeroth._log import ZOLog
 from ...zeroth._method import Method, make_scheme, make_stream
 from ...zeroth._restore import Scheme
 from ...zeroth._select import Selection
-from ...zeroth._stream import SEEDS, integer, real
+from ...zeroth._stream import SEEDS, integer, one_of, real
 from ...zeroth._update import Tensors
 from .._base import number
 from ._group import Group
@@ -59,9 +59,22 @@ class ZerothOptimizer(torch.optim.Optimizer):
             )
         self.model = model
         self._options = dict(options)
+        pg, parallel = options["process_group"], options["parallel"]
+        one_of(name, "parallel", parallel, ("probes", "data"))
+        self._group = None if pg is None else Group(pg, parallel, name)
+        self._open = True
+        if self._group is None:
+            self._set_up()
+        else:
+            self._group.set_up(self._set_up)
+        self._open = False
+
+    def _set_up(self) -> dict[str, Any]:
+        """Makes the method and the groups; gives what is to be the same on all processes."""
+        name, options = self._name, self._options
         lr = real(name, "lr", number(options["lr"]), "a finite number >= 0", 0.0)
         weight_decay = real(name, "weight_decay", options["weight_decay"], "a finite number >= 0", 0.0)
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self._params = [p for _, p in named]
         self._tensors = Tensors([n for n, _ in named], self._params, name)
         for label, p in named:
@@ -69,18 +82,14 @@ class ZerothOptimizer(torch.optim.Optimizer):
                 found, needed = "a tensor made in inference mode", "one made outside of torch.inference_mode()"
                 raise ValueError(message(name, f"params[{label!r}]", found, needed, "use .clone() outside of it"))
         layers = self._find_layers(options.get("layers"))
-        blocks, units = make_blocks(model, self._params, layers)
+        blocks, units = make_blocks(self.model, self._params, layers)
         self.layers = [n for n, unit in zip(layers, units, strict=True) if unit]
         self._units = [unit for unit in units if unit]
         if "layers" in options:
-            self._options["layers"] = list(layers)  # as names, for a copy of the model
+            options["layers"] = list(layers)  # as names, for a copy of the model
         self._windows = Windows(self._tensors.names, self._params, blocks)
-        pg, parallel = options["process_group"], options["parallel"]
-        self._group = None if pg is None else Group(pg, parallel, name)
-        if self._group is None and parallel not in ("probes", "data"):
-            raise ValueError(message(name, "parallel", repr(parallel), "'probes' or 'data'"))
         n_probes = integer(name, "n_probes", options["n_probes"], 1, 1 << 32, "2^32")
-        shared = self._group is not None and parallel == "probes"
+        shared = self._group is not None and options["parallel"] == "probes"
         self._n_probes = n_probes * (self._group.world if self._group and shared else 1)
         self._rows = self._row_tables() if options["active_rows"] else []
         self._log: ZOLog | None = None  # one to go on from, when the weights are there
@@ -89,13 +98,10 @@ class ZerothOptimizer(torch.optim.Optimizer):
         decaying = [p for p, d in zip(self._params, self._tensors.decays, strict=True) if d]
         others = [p for p, d in zip(self._params, self._tensors.decays, strict=True) if not d]
         groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
-        self._open = True
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        self._open = False
         for group in self.param_groups:
             group["lr"] = options["lr"]  # a tensor stays one
-        if self._group is not None:
-            self._group.agree({**self._method.log.header, "weights": self._tensors.digest()})
+        return {**self._method.log.header, "weights": self._tensors.digest() if self._group else None}
 
     def _find_layers(self, given: Any) -> dict[str, nn.Module]:
         if self._needs_layers or given is not None:
@@ -170,15 +176,15 @@ class ZerothOptimizer(torch.optim.Optimizer):
                 were. So they are where the closure raises.
             RuntimeError: another process failed.
         """
-        if not callable(closure):
-            needed, remedy = "a function that returns the loss", "use opt.step(lambda: loss(model(batch)))"
-            raise TypeError(message(f"{self._name}.step", "closure", type(closure).__name__, needed, remedy))
-        evaluate: Callable[[Any], Any] = lambda arrays: closure()  # noqa: E731
-        if self._method.scheme.name in ("grid", "naive"):
-            evaluate = self._watched(closure)
+        evaluate: Callable[[Any], Any] = lambda arrays: closure()  # type: ignore[misc]  # noqa: E731
         lr = weight_decay = 0.0
         refused = True
         try:
+            if not callable(closure):
+                needed, remedy = "a function that returns the loss", "use opt.step(lambda: loss(model(batch)))"
+                raise TypeError(message(f"{self._name}.step", "closure", type(closure).__name__, needed, remedy))
+            if self._method.scheme.name in ("grid", "naive"):
+                evaluate = self._watched(closure)
             self._go_on()
             self._check_unchanged()
             lr, weight_decay = self._rates()
@@ -202,15 +208,20 @@ class ZerothOptimizer(torch.optim.Optimizer):
 
     def _rates(self) -> tuple[float, float]:
         """The learning rate and the weight decay as the groups have them."""
-        rates = [number(group["lr"]) for group in self.param_groups]
+        name = f"{self._name}.step"
+        rates, decays = ([number(group[key]) for group in self.param_groups] for key in ("lr", "weight_decay"))
+        for key, values in (("lr", rates), ("weight_decay", decays)):
+            for value in values:
+                real(name, key, value, "a finite number >= 0", 0.0)
         if len(set(rates)) > 1:
             needed = "one for all groups: a probe's coefficient is common to all tensors"
-            raise ValueError(message(f"{self._name}.step", "lr", f"{rates} in the groups", needed))
-        decays = [number(group["weight_decay"]) for group in self.param_groups]
+            raise ValueError(message(name, "lr", f"{rates} in the groups", needed))
         if decays[1]:
             needed = "0 there: its tensors are those that do not decay (bias, layer_norm, layernorm)"
-            raise ValueError(message(f"{self._name}.step", "weight_decay", f"{decays[1]} in group 1", needed))
-        return rates[0], decays[0]
+            raise ValueError(message(name, "weight_decay", f"{decays[1]} in group 1", needed))
+        if rates[0] * decays[0] > 1:
+            raise ValueError(message(name, "weight_decay", f"{decays[0]}", f"at most 1 / lr = {1 / rates[0]}"))
+        return float(rates[0]), float(decays[0])
 
     def _watched(self, closure: Closure) -> Callable[[Any], Any]:
         """The closure, which must not write to weights that are displaced in place."""

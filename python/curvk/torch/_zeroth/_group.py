@@ -60,21 +60,31 @@ class Group:
         rows = [part.tolist() for part in parts]
         if any(row[1] == FAILED for row in rows):
             error = sys.exception() if numbers[0] == FAILED else None  # the one that the method is about to raise
-            texts = self._all("" if error is None else f"{type(error).__name__}: {error}")
+            texts = self._all(_text(error))
             if error is None:
-                failed = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
-                raise RuntimeError(f"{self.function}.step: no step was taken, since one failed on {failed}")
+                raise RuntimeError(f"{self.function}.step: no step was taken, since it failed on {_failures(texts)}")
         elif len({row[0] for row in rows}) > 1:
             self._disagree(facts)
         return [number for row in rows for number in row[1:]]
 
-    def agree(self, facts: dict[str, Any]) -> None:
-        """Compares facts over all processes. Collective.
+    def set_up(self, prepare: Callable[[], dict[str, Any]]) -> None:
+        """Runs a function that gives facts, and compares them over all processes. Collective.
 
         Raises:
-            ValueError: they differ; says in what and where, on every process.
+            RuntimeError: the function failed on another process; this one's own failure is raised as it is.
+            ValueError: the facts differ; says in what and where, on every process.
         """
-        if len(set(self._all(_checksum(facts)))) > 1:
+        error, facts = None, {}
+        try:
+            facts = prepare()
+        except Exception as wrong:  # the others are waiting
+            error = wrong
+        answers = self._all((_text(error), _checksum(facts)))
+        if error is not None:
+            raise error
+        if any(text for text, _ in answers):
+            raise RuntimeError(f"{self.function}: it failed on {_failures([text for text, _ in answers])}")
+        if len(set(answers)) > 1:
             self._disagree(facts)
 
     def _disagree(self, facts: dict[str, Any]) -> None:
@@ -96,6 +106,14 @@ class Group:
 
 def _checksum(facts: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+
+
+def _text(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+def _failures(texts: Sequence[str]) -> str:
+    return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
 
 
 def _short(value: Any) -> str:
