@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from curvk import _backend, _demo, _info, cli
 from curvk._demo import digits, limits, peers
+from curvk.kernels import noise
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STEERING = ("CURVK_BACKEND", "CURVK_SIMD", "CURVK_NUM_THREADS", "OMP_NUM_THREADS")
@@ -293,6 +294,8 @@ def test_demo_prints_a_table_and_writes_two_files(quick_demo: tuple[Done, Path])
     assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png"]
     for word in ("SGD", "Adam", "AdamW", "AdamZ", "ns/parameter", "steps/s", "of limit", str(out / "demo.png")):
         assert word in done.stdout
+    rows = done.stdout[done.stdout.index("FZOO, without gradients") :].splitlines()
+    assert [row.split("  ")[1] for row in rows[3:6]] == ["curvk", "NumPy", "NumPy, plain"]
 
 
 def test_demo_models_learn(demo_report: dict[str, Any]) -> None:
@@ -326,6 +329,38 @@ def test_demo_figures_fit_together(demo_report: dict[str, Any]) -> None:
         assert row["bytes_per_parameter"] == (20 if row["optimizer"] == "SGD" else 28)
         assert row["parameters"] == 64 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
     assert any("same batches" in note for note in demo_report["notes"])
+
+
+def test_demo_learns_without_gradients(demo_report: dict[str, Any]) -> None:
+    row = demo_report["zeroth_order"]
+    assert row["method"] == "FZOO"
+    assert row["forward_passes_per_step"] == row["settings"]["n_probes"] + 1  # and none for a gradient
+    for side in (row["curvk"], row["numpy"]):
+        before, *curve = side["test_accuracy_by_epoch"]
+        assert before < 0.35
+        assert len(curve) == row["epochs"]
+        assert side["test_accuracy"] == curve[-1] > 0.75
+        assert side["train_loss"] < 1 < np.log(10)  # the loss of knowing nothing
+    # With other signs the sides end elsewhere, but not far apart: some 2 points from seed to seed.
+    assert abs(row["curvk"]["test_accuracy"] - row["numpy"]["test_accuracy"]) < 0.1
+    assert row["replay_is_exact"] is True
+    assert row["log_bytes"] == row["steps"] * (4 * row["settings"]["n_probes"] + 8)  # coefficients, loss and decay
+
+
+def test_demo_zeroth_figures_fit_together(demo_report: dict[str, Any]) -> None:
+    row = demo_report["zeroth_order"]
+    plain = row["plain"]
+    for side in (row["curvk"], row["numpy"], plain["curvk"], plain["numpy"]):
+        assert side["passes_us"] + side["noise_us"] == pytest.approx(side["step_us"])
+        assert side["noise_share"] == pytest.approx(side["noise_us"] / side["step_us"])
+        assert side["noise_ns_per_parameter"] * row["parameters"] == pytest.approx(side["noise_us"] * 1e3)
+        assert 0 < side["noise_us_quartiles"][0] <= side["noise_us"] <= side["noise_us_quartiles"][1]
+    for entry in (row, plain):
+        assert entry["speedup"]["noise"] == pytest.approx(entry["numpy"]["noise_us"] / entry["curvk"]["noise_us"])
+        assert entry["speedup"]["step"] == pytest.approx(entry["numpy"]["step_us"] / entry["curvk"]["step_us"])
+    assert 0 < plain["steps"] < row["steps"]
+    assert any("teach more" in note and f"{row['curvk']['test_accuracy']:.1%}" in note for note in demo_report["notes"])
+    assert any(f"{row['log_bytes']:,} bytes" in note and "bit for bit" in note for note in demo_report["notes"])
 
 
 def test_demo_picture_is_a_picture(quick_demo: tuple[Done, Path]) -> None:
@@ -379,6 +414,54 @@ def test_demo_gradients_are_derivatives() -> None:
             losses.append(model.backward(x, y))
         model.params[k] = start[k]
         assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(np.sum(grads[k] * direction), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("peer", [peers.FZOO, peers.PlainFZOO])
+def test_demo_fzoo_is_curvks_with_other_signs(peer: type[peers.FZOO]) -> None:
+    """Given the signs of curvk's stream, the opponent takes curvk's steps."""
+    seed, n_probes = 11, 4
+    rng = np.random.default_rng(12)
+    start = [rng.standard_normal(shape, np.float32) for shape in ((5, 7), (7,), (3, 3, 3))]
+    targets = [rng.standard_normal(p.shape) for p in start]
+
+    def loss(params: list[Any]) -> float:
+        return sum(float(np.sum((p - t) ** 2)) for p, t in zip(params, targets, strict=True))
+
+    class Peer(peer):  # type: ignore[valid-type, misc]
+        drawn = 0
+
+        def draw(self) -> Any:
+            signs = [np.empty_like(p) for p in start]
+            words = [noise.tensor_word(str(i)) for i in range(len(signs))]
+            noise.fill(signs, seed=seed, draw=self.drawn, tensor=words, dist="rademacher")
+            self.drawn += 1
+            flat = np.concatenate([z.ravel() for z in signs])
+            drawn = super().draw()
+            return np.packbits(flat < 0) if len(drawn) < len(flat) else flat.astype(drawn.dtype)
+
+    settings: dict[str, Any] = {"lr": 0.02, "eps": 0.01, "n_probes": n_probes, "seed": seed}
+    ours, theirs = [p.copy() for p in start], [p.copy() for p in start]
+    a, b = curvk.zeroth.FZOO(ours, **settings), Peer(theirs, **settings)
+    for _ in range(5):
+        assert a.step(loss) == pytest.approx(b.step(loss), rel=1e-5)
+        for x, y in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+    assert max(np.abs(x - p).max() for x, p in zip(ours, start, strict=True)) > 0.1  # it moved
+
+
+@pytest.mark.parametrize("peer", [peers.FZOO, peers.PlainFZOO])
+def test_demo_fzoo_draws_fair_signs(peer: type[peers.FZOO]) -> None:
+    """Each sign is 1 or -1 with equal chances, and neighbours and probes are independent."""
+    n = 100_003
+    other = peer([np.zeros(n, np.float32)], lr=0.1, eps=0.5, n_probes=2, seed=13)
+    other.step(lambda params: float(params[0][0]))
+    z = []
+    for signs in other.signs:
+        other.scale(signs, 1.0)
+        z.append(other.flat[:n].copy())
+        assert set(np.unique(z[-1])) == {-1.0, 1.0}
+    sums = [z[0].sum(), z[1].sum(), z[0] @ z[1], *(x[lag:] @ x[:-lag] for x in z for lag in (1, 8))]
+    assert max(map(abs, sums)) < 5 * np.sqrt(n), sums
 
 
 def test_demo_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`curvk demo`: real models on real handwritten digits, by curvk's fused optimizers and by the same ones in NumPy.
+"""`curvk demo`: real models on real handwritten digits, with and without gradients, by curvk and by the same in NumPy.
 
 Light to import: what needs the extra `curvk[demo]` is imported once its packages are known to be there.
 """
@@ -27,8 +27,9 @@ def _seed(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="curvk demo",
-        description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers "
-        "beside the same optimizers in NumPy. Prints a table; writes demo.png and demo.json. Uses no network.",
+        description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, and "
+        "without gradients with its FZOO, beside the same methods in NumPy. Prints tables; writes demo.png and "
+        "demo.json. Uses no network.",
     )
     parser.add_argument("--quick", action="store_true", help="one small model, under 20 seconds")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)")
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
 
     from .. import __version__, threads
     from .._bench.report import write
-    from . import digits, figure, report
+    from . import digits, figure, report, zeroth
     from .limits import MemoryLimit, large_array
     from .run import FULL, QUICK, RECIPES, as_row, run
 
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
         machine = _machine()
     data = digits.load(arguments.seed)
     models = QUICK if arguments.quick else FULL
-    total = sum(model.steps(data) for model in models) * len(RECIPES)
+    total = sum(model.steps(data) for model in models) * len(RECIPES) + zeroth.steps(models[0], data)
     rows, trained = [], {}
     with (
         threads(machine["threads"]),
@@ -102,6 +103,8 @@ def main(argv: list[str]) -> int:
                 bar.set_description(f"{recipe.name} on {model.name}")
                 row, trained[model.name, recipe.name] = run(model, recipe, data, limit, arguments.seed, bar.update)
                 rows.append(row)
+        bar.set_description(f"FZOO on {models[0].name}")
+        no_gradients = zeroth.run(models[0], data, arguments.seed, bar.update)
         bar.set_description("a large array")
         large = as_row(large_array(limit, LARGE, rounds=5 if arguments.quick else 9))
     result: dict[str, Any] = {
@@ -111,6 +114,7 @@ def main(argv: list[str]) -> int:
         "seed": arguments.seed,
         "data": {"name": "scikit-learn load_digits", "train": len(data.y), "test": len(data.y_test)},
         "rows": rows,
+        "zeroth_order": no_gradients,
         "large_array": large,
     }
     result["notes"] = report.notes(result)
@@ -124,6 +128,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(text)
     else:
-        print("\n\n".join([report.table(rows), report.large_line(large), report.paragraphs(result["notes"])]))
+        parts = [report.table(rows), report.zeroth_table(no_gradients), report.large_line(large)]
+        print("\n\n".join([*parts, report.paragraphs(result["notes"])]))
         print("\nwritten: " + ", ".join(result["files"]))
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,28 +47,32 @@ class MLP:
             self.params += [weight, np.zeros(fan_out, np.float32)]
         self.grads = [np.empty_like(p) for p in self.params]
 
-    def _layers(self, x: Array) -> list[Array]:
+    def _layers(self, x: Array, params: list[Array]) -> list[Array]:
         """The input of each layer, then the logits."""
         inputs = [x]
-        for i in range(0, len(self.params), 2):
-            z = inputs[-1] @ self.params[i]
-            z += self.params[i + 1]
-            if i + 2 < len(self.params):
+        for i in range(0, len(params), 2):
+            z = inputs[-1] @ params[i]
+            z += params[i + 1]
+            if i + 2 < len(params):
                 np.maximum(z, 0, out=z)
             inputs.append(z)
         return inputs
 
     def logits(self, x: Array) -> Array:
-        return self._layers(x)[-1]
+        return self._layers(x, self.params)[-1]
+
+    def loss(self, x: Array, y: Array, params: list[Array] | None = None) -> float:
+        """The mean cross-entropy, with other parameters if some are given."""
+        log_p = _log_softmax(self._layers(x, self.params if params is None else params)[-1])
+        return -float(np.mean(log_p[np.arange(len(y)), y]))
 
     def backward(self, x: Array, y: Array) -> float:
         """Writes the gradients of the mean cross-entropy into `grads` and returns it."""
-        *inputs, delta = self._layers(x)
+        *inputs, logits = self._layers(x, self.params)
         rows = np.arange(len(y))
-        delta -= delta.max(axis=1, keepdims=True)
-        log_sums = np.log(np.exp(delta).sum(axis=1))
-        loss = float(np.mean(log_sums - delta[rows, y]))
-        np.exp(delta - log_sums[:, None], out=delta)
+        log_p = _log_softmax(logits)
+        loss = -float(np.mean(log_p[rows, y]))
+        delta = np.exp(log_p, out=log_p)
         delta[rows, y] -= 1
         delta /= len(y)
         for i in reversed(range(len(inputs))):
@@ -80,6 +84,13 @@ class MLP:
         return loss
 
 
+def _log_softmax(logits: Array) -> Array:
+    """Overwrites the logits with the logarithms of the probabilities."""
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
+
+
 @dataclass
 class Side:
     """A model, its optimizer and what was measured on it."""
@@ -88,8 +99,8 @@ class Side:
     optimizer: Optimizer
     accuracy: list[float] = field(default_factory=list)  # on the test set, before training and after each epoch
     losses: list[float] = field(default_factory=list)
-    backward_s: list[float] = field(default_factory=list)
-    step_s: list[float] = field(default_factory=list)
+    passes_s: list[float] = field(default_factory=list)  # in the model's forward and backward passes
+    step_s: list[float] = field(default_factory=list)  # in the optimizer, passes excluded
 
     def measure(self, data: Digits) -> None:
         self.accuracy.append(float(np.mean(self.model.logits(data.x_test).argmax(axis=1) == data.y_test)))
@@ -100,12 +111,42 @@ class Side:
         middle = perf_counter()
         self.optimizer.step(self.model.grads, loss=loss)
         self.step_s.append(perf_counter() - middle)
-        self.backward_s.append(middle - start)
+        self.passes_s.append(middle - start)
         self.losses.append(loss)
 
     @property
     def steps_per_s(self) -> float:
-        return 1 / (median(self.backward_s) + median(self.step_s))
+        return 1 / (median(self.passes_s) + median(self.step_s))
+
+
+@dataclass
+class ForwardSide(Side):
+    """A side whose optimizer takes the loss as a function of the parameters, in a number of forward passes."""
+
+    lr: float = field(kw_only=True)  # of the first step; it falls linearly, to 0 after the last one
+    steps: int = field(kw_only=True)
+    passes: int = 0
+
+    def step(self, x: Array, y: Array) -> None:
+        spent = 0.0
+
+        def closure(params: list[Array]) -> float:
+            nonlocal spent
+            start = perf_counter()
+            loss = self.model.loss(x, y, params)
+            spent += perf_counter() - start
+            self.passes += 1
+            return loss
+
+        self.optimizer.lr = self.lr * (1 - len(self.losses) / self.steps)
+        start = perf_counter()
+        loss = self.optimizer.step(closure)
+        self.step_s.append(perf_counter() - start - spent)
+        self.passes_s.append(spent)
+        self.losses.append(loss)
+
+
+AnySide = TypeVar("AnySide", bound=Side)
 
 
 def train(
@@ -117,9 +158,10 @@ def train(
     batch: int,
     seed: int,
     advance: Callable[[], Any],
-) -> list[Side]:
+    make_side: Callable[[MLP, Optimizer], AnySide],
+) -> list[AnySide]:
     """Trains one model per optimizer in lockstep on the same batches, so that all meet the machine in the same mood."""
-    sides = [Side(model, make(model.params)) for make, model in ((o, MLP(sizes, seed)) for o in optimizers)]
+    sides = [make_side(model, make(model.params)) for make, model in ((o, MLP(sizes, seed)) for o in optimizers)]
     turns = sides
     rng = np.random.default_rng(seed + 1)
     for side in sides:

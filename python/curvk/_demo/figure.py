@@ -1,4 +1,4 @@
-"""demo.png: accuracy curves, time per parameter, and the digits themselves."""
+"""demo.png: accuracy curves, time per parameter, a step without gradients, and the digits themselves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from .peers import Array
 
 COLOURS = {"SGD": "#d1495b", "Adam": "#00798c", "AdamW": "#edae49", "AdamZ": "#66579c"}
-CURVK, NUMPY = "#00798c", "#b8bec6"
+CURVK, NUMPY, PASSES = "#00798c", "#b8bec6", "#eceef0"
 INK, FAINT, WRONG = "#22282f", "#5b6470", "#c1121f"
-DIGITS = (5, 18)  # rows and columns of the grid
+DIGITS = (4, 18)  # rows and columns of the grid
 
 
 def _curves(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -92,6 +92,30 @@ def _bars(axes: Any, rows: list[dict[str, Any]], large: dict[str, Any]) -> None:
     axes.tick_params(axis="x", length=0)
 
 
+def _steps(axes: Any, row: dict[str, Any]) -> None:
+    """One step without gradients, split into forward passes and noise."""
+    sides = (("curvk", row["curvk"]), ("NumPy", row["numpy"]), ("NumPy, plain", row["plain"]["numpy"]))
+    right = 0.0
+    for place, (name, side) in enumerate(sides):
+        passes, noise = side["passes_us"] / 1e3, side["noise_us"] / 1e3
+        text = f"  {noise:.2f} ms of noise"
+        if "test_accuracy" in side:
+            text += f"; {side['test_accuracy'] * 100:.1f} % test accuracy after {row['steps']} steps"
+        axes.barh(place, passes, 0.72, color=PASSES)
+        axes.barh(place, noise, 0.72, left=passes, color=CURVK if name == "curvk" else NUMPY)
+        axes.text(passes + noise, place, text, va="center", fontsize=9, color=INK)
+        right = max(right, (passes + noise) / (1 - 0.006 * len(text)))  # a character's share of the axis, and some more
+    axes.set_yticks(range(len(sides)), [name for name, _ in sides])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, right), xlabel="ms per step")
+    axes.set_title(
+        f"Without gradients: a step of {row['method']}, {row['forward_passes_per_step']:.0f} forward passes of "
+        f"{row['model']} (pale) and noise",
+        loc="left",
+    )
+    axes.tick_params(axis="y", length=0)
+
+
 def _grid(axes: Any, x: Array, y: Array, logits: Array, optimizer: str) -> None:
     """The wrong answers first, then the right ones that were closest to being wrong."""
     rows, columns = DIGITS
@@ -149,12 +173,13 @@ def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, 
     first = report["rows"][0]["model"]
     machine = report["machine"]
     with pyplot.rc_context(style):
-        figure = pyplot.figure(figsize=(13, 9.2), layout="constrained")
-        halves = figure.add_gridspec(2, 1, height_ratios=(1.15, 1), hspace=0.06)
-        above = halves[0].subgridspec(1, 2, wspace=0.06, width_ratios=(1, 1.15))
+        figure = pyplot.figure(figsize=(13, 10), layout="constrained")
+        parts = figure.add_gridspec(3, 1, height_ratios=(1.15, 0.3, 0.8), hspace=0.06)
+        above = parts[0].subgridspec(1, 2, wspace=0.06, width_ratios=(1, 1.15))
         _curves(figure.add_subplot(above[0]), [row for row in report["rows"] if row["model"] == first])
         _bars(figure.add_subplot(above[1]), report["rows"], report["large_array"])
-        _grid(figure.add_subplot(halves[1]), x, y, logits, optimizer)
+        _steps(figure.add_subplot(parts[1]), report["zeroth_order"])
+        _grid(figure.add_subplot(parts[2]), x, y, logits, optimizer)
         figure.supxlabel(
             f"curvk {report['curvk']}, {machine['backend']}, {machine['simd']}, {machine['threads']} thread(s), "
             f"{machine['cpu']}; NumPy {machine['numpy']}; medians",

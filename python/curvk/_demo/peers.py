@@ -1,4 +1,4 @@
-"""The demo's opponents: the same optimizers as a careful person writes them in NumPy.
+"""The demo's opponents: the same optimizers as a careful person writes them in NumPy, with NumPy's own generator.
 
 Every operation works in place or into one of two scratch arrays that all tensors share, so that no step allocates. The
 operations follow csrc/include/curvk/optim.h, so in float32 both sides should round alike all the way.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 Optimizer = Any
-"""curvk's or one of these: it has `step(grads, loss=None)`."""
+"""curvk's or one of these: it has `step(grads, loss=None)` or, to train by forward passes, `step(closure)` and `lr`."""
 
 
 def _scratch(params: list[Array]) -> list[Array]:
@@ -132,3 +133,58 @@ class BlockedAdam:
         (grad,) = grads
         for part, cut in zip(self.blocks, self.cuts, strict=True):
             part.step([grad[cut]])
+
+
+class FZOO:
+    """`curvk.zeroth.FZOO` with signs from NumPy's generator, a bit each, and the eight of a byte from a table.
+
+    It keeps each probe's bits for the update: n_probes / 8 bytes a weight.
+    """
+
+    table = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
+
+    def __init__(self, params: list[Array], lr: float, eps: float, n_probes: int, seed: int) -> None:
+        self.params, self.lr, self.eps, self.n_probes = params, lr, eps, n_probes
+        self.rng = np.random.default_rng(seed)
+        self.size = sum(p.size for p in params)
+        self.flat = np.empty(-(-self.size // 8) * 8, np.float32)
+        ends = np.cumsum([p.size for p in params])
+        self.probe = [self.flat[end - p.size : end].reshape(p.shape) for p, end in zip(params, ends, strict=True)]
+        self.signs: list[Array] = [np.empty(0)] * n_probes
+
+    def draw(self) -> Array:
+        """One probe's signs z."""
+        return np.frombuffer(self.rng.bytes(len(self.flat) // 8), np.uint8)
+
+    def scale(self, signs: Array, by: float) -> None:
+        """Writes by * z into `flat`."""
+        np.take(self.table * np.float32(by), signs, axis=0, out=self.flat.reshape(-1, 8), mode="clip")
+
+    def step(self, closure: Callable[[list[Array]], float]) -> float:
+        base = closure(self.params)
+        losses = []
+        for k in range(self.n_probes):
+            self.signs[k] = self.draw()
+            self.scale(self.signs[k], self.eps)
+            for p, t in zip(self.params, self.probe, strict=True):
+                t += p
+            losses.append(closure(self.probe))
+        sigma = float(np.std(losses, ddof=1))
+        for signs, loss in zip(self.signs, losses, strict=True):
+            self.scale(signs, -self.lr * (loss - base) / (self.eps * self.n_probes * sigma) if sigma else 0.0)
+            for p, t in zip(self.params, self.probe, strict=True):
+                p += t
+        return float(np.mean(losses))
+
+
+class PlainFZOO(FZOO):
+    """The same as most people write it: signs are drawn as integers, -1 or 1 in a byte."""
+
+    def draw(self) -> Array:
+        signs = self.rng.integers(0, 2, self.size, np.int8)
+        signs *= 2
+        signs -= 1
+        return signs
+
+    def scale(self, signs: Array, by: float) -> None:
+        np.multiply(signs, np.float32(by), out=self.flat[: self.size])

@@ -19,10 +19,25 @@ _HEAD = (
     ("curvk", "faster", ">7"),
     ("largest", "difference", ">11"),
 )
+_ZEROTH_HEAD = (
+    ("", "", "<14"),
+    ("test", "acc.", ">7"),
+    ("train", "loss", ">8"),
+    ("us/step", "passes", ">10"),
+    ("", "noise", ">8"),
+    ("noise's", "share", ">9"),
+    ("noise, ns", "/parameter", ">12"),
+    ("curvk faster", "noise", ">14"),
+    ("", "step", ">7"),
+)
 
 
-def _line(cells: list[str]) -> str:
-    return "".join(f"{cell:{form}}" for cell, (_, _, form) in zip(cells, _HEAD, strict=True)).rstrip()
+def _line(cells: list[str], head: tuple[tuple[str, str, str], ...] = _HEAD) -> str:
+    return "".join(f"{cell:{form}}" for cell, (_, _, form) in zip(cells, head, strict=True)).rstrip()
+
+
+def _titles(head: tuple[tuple[str, str, str], ...]) -> list[str]:
+    return [_line([column[line] for column in head], head) for line in (0, 1)]
 
 
 def _gap(value: float) -> str:
@@ -36,7 +51,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["model"] == model]
         first = mine[0]
         title = f"{model}: {first['parameters']:,} parameters, batch {first['batch']}, {first['steps']} steps"
-        lines = [title, _line([top for top, _, _ in _HEAD]), _line([bottom for _, bottom, _ in _HEAD])]
+        lines = [title, *_titles(_HEAD)]
         for row in mine:
             a, b = row["curvk"], row["numpy"]
             cells = [f"  {row['optimizer']}"]
@@ -48,6 +63,47 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(_line(cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def zeroth_table(row: dict[str, Any]) -> str:
+    """One line per side."""
+    title = (
+        f"{row['method']}, without gradients: {row['model']}, batch {row['batch']}, {row['steps']} steps of "
+        f"{row['forward_passes_per_step']:.0f} forward passes"
+    )
+    lines = [title, *_titles(_ZEROTH_HEAD)]
+    sides: tuple[tuple[str, dict[str, Any], dict[str, float]], ...] = (
+        ("  curvk", row["curvk"], {}),
+        ("  NumPy", row["numpy"], row["speedup"]),
+        ("  NumPy, plain", row["plain"]["numpy"], row["plain"]["speedup"]),
+    )
+    for name, side, speedup in sides:
+        learned = [f"{side['test_accuracy']:.1%}", f"{side['train_loss']:.3f}"] if "train_loss" in side else ["", ""]
+        cells = [name, *learned, f"{side['passes_us']:.0f}", f"{side['noise_us']:.0f}", f"{side['noise_share']:.0%}"]
+        cells += [f"{side['noise_ns_per_parameter']:.2f}"]
+        cells += [f"{speedup[what]:.1f}x" if speedup else "" for what in ("noise", "step")]
+        lines.append(_line(cells, _ZEROTH_HEAD))
+    return "\n".join(lines)
+
+
+def _zeroth_notes(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    name, k = row["method"], row["settings"]["n_probes"]
+    adam = next(other for other in rows if (other["optimizer"], other["model"]) == ("Adam", row["model"]))
+    same = "the trained weights, bit for bit" if row["replay_is_exact"] else "OTHER weights than the training"
+    return [
+        f"{name} takes the loss at the weights and at {k} places around them, off by random signs, and moves along the "
+        "signs by what the losses say; no gradient is computed. Where gradients can be had they teach more: after "
+        f"{adam['steps']} steps Adam has {adam['curvk']['test_accuracy']:.1%} test accuracy, after {row['steps']} "
+        f"{name} has {row['curvk']['test_accuracy']:.1%}.",
+        f"Each side of {name} has signs of its own, from curvk's noise stream and from NumPy's PCG64: what they learn "
+        "is alike, not equal. All run on one thread. Noise is whatever in a step is no forward pass: drawing signs, "
+        "displacing weights, the update, and curvk's checks and log. NumPy draws a sign as a bit and finds eight at a "
+        "time in a table, which few people write; plain NumPy draws integers, and is timed over "
+        f"{row['plain']['steps']} steps beside curvk. Both keep the signs until the update ({k / 8:g} and {k} bytes "
+        "per parameter); curvk makes them again. Where curvk is below 1x, it is the slower one.",
+        f"curvk's log of {name}'s {row['steps']} steps takes {row['log_bytes']:,} bytes. Replayed in this run on the "
+        f"first weights, it gave {same}.",
+    ]
 
 
 def large_line(large: dict[str, Any]) -> str:
@@ -71,14 +127,15 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"curvk {report['curvk']}, backend {machine['backend']}, SIMD level {machine['simd']}, threads "
         f"{machine['threads']} ({machine['threads_reason']}). NumPy {machine['numpy']}; its elementwise operations "
         "run on one thread. Times are medians over all steps; the sides take turns at every step.",
-        "Both sides start from the same weights and see the same batches. Largest relative difference between them, in "
-        f"final parameters and all losses: {same}.",
+        "With gradients both sides start from the same weights and see the same batches. Largest relative difference "
+        f"between them, in final parameters and all losses: {same}.",
         "The limit is a loop with the optimizer's memory traffic (SGD 20 bytes per parameter, Adam 28) and next to no "
         f"arithmetic, on as many threads, measured in this run. It sweeps arrays of the model's size again and "
         f"again, so {small['model']} ({megabytes:.0f} MB of parameters, gradients and states) may stay in a cache "
         "there; in training the forward and backward passes push it out. The large array has no such excuse.",
         "BLAS is held to one thread in training: its idle workers spin and would disturb whichever optimizer is next.",
     ]
+    lines += _zeroth_notes(report["zeroth_order"], rows)
     for row in rows:
         if row["optimizer"] == "AdamZ":
             lines.append(

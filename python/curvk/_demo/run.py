@@ -68,7 +68,7 @@ def _measured(side: Side, parameters: int) -> dict[str, Any]:
         "test_accuracy": side.accuracy[-1],
         "test_accuracy_by_epoch": side.accuracy,
         "train_loss_last": side.losses[-1],
-        "steps_per_s": 1 / (median(side.backward_s) + seconds),
+        "steps_per_s": 1 / (median(side.passes_s) + seconds),
         "optimizer_ms_per_step": seconds * 1e3,
         "optimizer_ms_per_step_quartiles": [sorted(side.step_s)[len(side.step_s) * q // 4] * 1e3 for q in (1, 3)],
         "ns_per_parameter": seconds / parameters * 1e9,
@@ -80,7 +80,14 @@ def run(
 ) -> tuple[dict[str, Any], Side]:
     """Trains a model with one optimizer on both sides; returns a row of the report and curvk's side."""
     ours, theirs = train(
-        model.sizes, data, recipe.sides(), epochs=model.epochs, batch=BATCH, seed=seed, advance=advance
+        model.sizes,
+        data,
+        recipe.sides(),
+        epochs=model.epochs,
+        batch=BATCH,
+        seed=seed,
+        advance=advance,
+        make_side=Side,
     )
     a, b = _measured(ours, model.parameters), _measured(theirs, model.parameters)
     limit_ns = limit.ns(recipe.traffic, model.parameters)
