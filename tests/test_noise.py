@@ -107,9 +107,9 @@ def oracle(n: int, dist: str, offset: int = 0, *, seed: int, draw: int = 0, tens
     return of_words(tiles(first, -(-(skip + n) // PER_TILE[dist]), seed, draw, tensor), dist)[skip : skip + n]
 
 
-# How far the float32 code may be from of_words: absolute, and in units in the last place or relative to the value. Over
-# 2^25 values and the chosen words below the largest are 8.1e-7 and 4.83 ulp (normal), 4.9e-5 and 1.79e-5 (normal_fast,
-# whose angle comes from a short polynomial).
+# How far the float32 code may be from of_words: absolute, and in units in the last place or relative to the value. The
+# largest found are 1.37e-6 and 5.66 ulp (normal: the worst of all radii with the worst of all angles), and 4.9e-5 and
+# 1.79e-5 (normal_fast: all pairs; its angle comes from a short polynomial).
 def assert_close(got: Array, want: Array, dist: str) -> None:
     if dist in ("rademacher", "uniform"):
         np.testing.assert_array_equal(got, want)
@@ -117,8 +117,8 @@ def assert_close(got: Array, want: Array, dist: str) -> None:
     error, size = abs(got - want), abs(want)
     unit = np.spacing(size.astype(np.float32)) if dist == "normal" else np.maximum(size, 1e-30)
     print(f"{dist}: largest error {error.max():.3g}, or {(error / unit).max():.3g}")
-    assert error.max() <= {"normal": 1e-6, "normal_fast": 6e-5}[dist]  # also false for NaN
-    assert (error / unit).max() <= {"normal": 5.5, "normal_fast": 2e-5}[dist]
+    assert error.max() <= {"normal": 1.5e-6, "normal_fast": 6e-5}[dist]  # also false for NaN
+    assert (error / unit).max() <= {"normal": 6.5, "normal_fast": 2e-5}[dist]
 
 
 def noise_of(n: int, dist: str = "normal", fmt: str = "f32", **key: Any) -> Array:

@@ -13,7 +13,8 @@ from typing import Any
 import curvk
 import numpy as np
 import pytest
-from curvk._backend import _every_level, compiled
+from curvk._backend import Plan, _every_level, compiled
+from curvk._bench.cases.noise import ERROR, exact
 from curvk._bench.storage import decode, empty, encode
 from curvk.kernels import noise
 
@@ -554,3 +555,69 @@ def test_bad_scratch_and_rows() -> None:
         frozen.flags.writeable = False
         refused(function, [frozen], GOOD[function] | {"rows": [0]}, BufferError, "p")
         refused(function, [x.astype(np.int64)], GOOD[function] | {"rows": [0]}, TypeError, "p")
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "value", "error"),
+    [
+        ("perturb_", "scale", "1.5", TypeError),  # float() reads strings
+        ("perturb_", "scale", 10**400, ValueError),
+        ("perturb_", "dist", np.array(["normal", "uniform"]), ValueError),
+        ("axpy_seeds_", "coefs", ["1.5", "2.5"], TypeError),
+        ("axpy_seeds_", "coefs", np.array([1j, 2.0]), TypeError),  # NumPy would drop the imaginary parts
+        ("axpy_seeds_", "coefs", [10**400, 1], ValueError),
+        ("axpy_seeds_", "draws", [1, 2**70], ValueError),
+        ("axpy_seeds_", "draws", [-1, 2**63], ValueError),
+        ("restore_update_perturb_", "next_scale", 0.5, ValueError),  # of no draw
+        ("restore_update_perturb_", "next_scale", math.nan, ValueError),
+        ("grid_axpy_", "steps", 2**63, ValueError),
+        ("grid_axpy_", "steps", -(2**63) - 1, ValueError),
+    ],
+)
+def test_numbers_of_odd_kinds(function: str, argument: str, value: Any, error: type[Exception]) -> None:
+    x = np.ones((4, 3), np.float32)
+    refused(function, [x], GOOD[function] | {argument: value}, error, argument)
+    with pytest.raises(error) as caught:
+        getattr(noise, function)(x, **(GOOD[function] | {argument: value}))
+    assert "None" not in str(caught.value)
+
+
+def test_rows_of_shared_memory_and_of_no_dtype() -> None:
+    x = np.ones((1, 3), np.float32)
+    for bad in (np.broadcast_to(x, (4, 3)), np.lib.stride_tricks.as_strided(x, (2, 2), (4, 4))):
+        shared = np.lib.stride_tricks.as_strided(x, bad.shape, bad.strides)  # writable
+        refused("perturb_", [shared], GOOD["perturb_"] | {"rows": [1]}, ValueError, "p")
+    refused("perturb_", [np.ones((4, 3), np.int64)], GOOD["perturb_"] | {"rows": []}, TypeError, "p")
+
+
+def test_a_list_beside_an_array() -> None:
+    x, out = np.ones(3, np.float32), np.zeros(3, np.float32)
+    refused("scratch", [x, [out]], SEEDS, TypeError, "out")
+
+
+def test_coefs_in_the_memory_of_p() -> None:
+    p = np.arange(1.0, 6)
+    want = p.copy()
+    noise.axpy_seeds_(want, seed=1, draws=[1, 2], coefs=[1.0, 2.0])
+    noise.axpy_seeds_(p, seed=1, draws=[1, 2], coefs=p[:2])
+    assert p.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba"] if compiled else ["numba"])
+def test_plan_keeps_its_values_per_row(backend: str) -> None:
+    """Strided columns of values are taken, and read when a plan is bound."""
+    with curvk.use_backend(backend):
+        out = [np.zeros(5, np.float32), np.zeros((3, 4), np.float32)[:, ::2]]
+        words, offsets = np.array([7, 0, 8, 0])[::2], np.array([40, 3])[::-1]
+        plan = Plan("noise_fill", (out, words, offsets))
+        words[:], offsets[:] = 9, 100
+        plan.run((2, 1, 0))
+        for x, word, offset in zip(out, (7, 8), (3, 40), strict=True):
+            np.testing.assert_array_equal(x, noise.fill(x.copy(), seed=1, draw=2, tensor=word, offset=offset))
+
+
+def test_largest_error_of_a_normal() -> None:
+    """An element 1.003e-6 from exact arithmetic; the worst of all radii times the worst of all angles: 1.37e-6."""
+    key = {"seed": 0, "draw": 0, "tensor": 0, "offset": 645_131_311}
+    error = abs(noise.fill(np.zeros(1, np.float32), **key) - exact(1, dist="normal", **key))[0]
+    assert 1e-6 < error <= ERROR["normal"]

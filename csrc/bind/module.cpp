@@ -210,7 +210,7 @@ class Plan {
             PyObject* column = columns[c].ptr();
             present_[c] = column != Py_None;
             owned_column_[c] = owned(*arrays[c], column);
-            if (PyTuple_CheckExact(column) && !PyList_CheckExact(columns[0].ptr())) return false;
+            if ((PyTuple_CheckExact(column) || PyList_CheckExact(column)) && !PyList_CheckExact(columns[0].ptr())) return false;
             if (!present_[c]) {
                 if (!arrays[c]->nullable) return false;
             } else if (arrays[c]->kind == Argument::table) {

@@ -17,8 +17,8 @@ struct StridedArray {
 // its status.
 using BlockFunction = int32_t (*)(void* context, void* const* blocks, int64_t start, int64_t n);
 
-// Gathers blocks that fit the L1 cache, calls f, scatters what is written. The arrays share `shape`, of rank 1 or more. A failing status
-// stops the run; the kernel checks its scalars before it writes, so nothing is scattered then.
+// Gathers blocks that fit the L1 cache, calls f, scatters what is written. The arrays share `shape`, of rank 1 or more.
+// A failing status stops the run; the kernel checks its scalars before it writes, so nothing is scattered then.
 __attribute__((visibility("default"))) int32_t run_strided(const std::vector<int64_t>& shape,
                                                            const std::vector<StridedArray>& arrays, BlockFunction f,
                                                            void* context);

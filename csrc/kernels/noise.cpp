@@ -204,7 +204,8 @@ int32_t curvk_noise_grid_list_f32(CURVK_GRID_LIST(float)) {
         return fill_list<Format>(out, tensor, offset, sizes, count, draw, seed, dist);                                \
     }                                                                                                                 \
     int32_t curvk_axpy_seeds_list_##FMT(CURVK_AXPY_LIST(T)) {                                                         \
-        return sum_list<Format>(p, static_cast<T* const*>(nullptr), tensor, offset, sizes, count, draws, coefs, k, decay, threshold, seed, dist); \
+        return sum_list<Format>(p, static_cast<T* const*>(nullptr), tensor, offset, sizes, count, draws, coefs, k,    \
+                                decay, threshold, seed, dist);                                                        \
     }                                                                                                                 \
     int32_t curvk_noise_scratch_list_##FMT(CURVK_SCRATCH_LIST(T)) {                                                   \
         return sum_list<Format>(const_cast<T* const*>(p), out, tensor, offset, sizes, count, draws, coefs, k, decay,  \

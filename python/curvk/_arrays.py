@@ -100,7 +100,7 @@ def _pick(op: str, first: np.ndarray[Any, Any], label: str, fmt: str | None) -> 
     raise TypeError(message(op, label, str(first.dtype), needed, f"use {label}.astype(np.float32)"))
 
 
-def _overlaps_itself(x: np.ndarray[Any, Any]) -> bool:
+def overlaps_itself(x: np.ndarray[Any, Any]) -> bool:
     """True where two indices may mean one address (broadcast or overlapping windows)."""
     reach = x.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
@@ -124,7 +124,7 @@ def _check_one(op: str, x: np.ndarray[Any, Any], label: str, a: Argument, fmt: s
     if not x.flags.aligned:
         needed = f"{x.itemsize}-byte alignment"
         raise ValueError(message(op, label, "a misaligned array", needed, f"use {label}.copy()"))
-    if a.written and x.size and _overlaps_itself(x):
+    if a.written and x.size and overlaps_itself(x):
         found = f"strides {x.strides} that may meet an element twice"
         raise ValueError(message(op, label, found, "elements of its own", f"use {label}.copy()"))
 
@@ -206,7 +206,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
                 if x.shape != reference.shape:
                     base = first_label.replace("[0]", f"[{i}]")
                     raise ValueError(message(op, label, f"shape {x.shape}", f"shape {reference.shape} like '{base}'"))
-            if not (kernel.is_list and kernel.elementwise) and not x.flags.c_contiguous:
+            if not (listed and kernel.elementwise) and not x.flags.c_contiguous:
                 if argument.written:
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
@@ -217,7 +217,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))
-            views.append(x)
+            views.append(x.copy() if argument.per_row else x)  # a plan keeps the values per row that it was given
         out.append(views if listed else views[0])
     _check_overlap(op, entries)
     return Resolved(kernel, tuple(out), foreign)

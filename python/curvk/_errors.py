@@ -27,8 +27,9 @@ def out_of_range(op: str, name: str, value: Any) -> NoReturn:
 def not_a_number(op: str, name: str, value: Any, integer: bool) -> NoReturn:
     """Raises for a scalar that is not a real number or, where one is needed, not an integer, or that C cannot hold."""
     if hasattr(value, "__index__"):
-        limit = " below 2^63" if integer and value > 0 else ""
-        raise ValueError(message(op, name, f"{value}", f"a number in {_argument(op, name).range}{limit}"))
+        interval = _argument(op, name).range or ("[-2^63, 2^63)" if integer else "(-2^1024, 2^1024)")
+        limit = " below 2^63" if integer and value > 0 and "2^63" not in f"{interval}" else ""
+        raise ValueError(message(op, name, f"{value}", f"a number in {interval}{limit}"))
     needed = "an integer" if integer else "a real number"
     raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", needed))
 

@@ -7,8 +7,9 @@
  *   2 rademacher   1024 elements a tile, a bit each: +1 or -1
  *   3 uniform      32 elements a tile, multiples of 2^-24 in [0, 1)
  * z is a float; double arrays take it widened, 16-bit formats are computed in float and rounded once. Row r of a list
- * has the tensor word tensor[r], and its element i the index offset[r] + i.
- * Error class of the transform: normal within 1e-6 of Box-Muller in exact arithmetic, normal_fast within 1e-4. */
+ * has the tensor word tensor[r], and its element i the index offset[r] + i, which must lie in [0, 2^63).
+ * Error class of the transform: normal within 1.5e-6 of Box-Muller in exact arithmetic from the rounded u on,
+ * normal_fast within 1e-4. */
 #ifndef CURVK_NOISE_H
 #define CURVK_NOISE_H
 
@@ -41,8 +42,9 @@
 /* Reversible in place: on multiples of the quantum q (a power of two), while |p| stays below 2^24 q,
  *   p <- p + steps rint(scale z / q) q
  * has p <- p - steps rint(scale z / q) q as its exact inverse. Then, if update, with u uniform in [0, 1) from the same
- * draw of the tensor with the purpose bits set to "rounding" (1 << 28),
- *   p <- p + floor((coef z - decay p) / q + u) q          stochastic rounding: unbiased */
+ * draw of the tensor word with bit 28 turned (from the purpose "probe" to "rounding"),
+ *   p <- p + floor((coef z - decay p) / q + u) q
+ * which is stochastic rounding, unbiased within 2^-22 (q + |coef z| + |decay p|). */
 #define CURVK_GRID_LIST(T)                                                                                       \
     T* const* p, CURVK_KEYS, const int64_t* sizes, int64_t count, double quantum /* (0, inf) */,                 \
     double scale /* (-inf, inf) */, int64_t steps, double coef /* (-inf, inf) */, double decay /* [0, 1] */,     \

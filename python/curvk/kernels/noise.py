@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view, written
+from .._arrays import Array, numpy_view, overlaps_itself, written
 from .._backend import call
 from .._errors import message
 
@@ -59,7 +59,7 @@ def tensor_word(name: str, purpose: str = "probe") -> int:
     """
     if not isinstance(name, str):
         raise TypeError(message("tensor_word", "name", f"{name!r} of type {type(name).__name__}", "a string"))
-    if purpose not in PURPOSES:
+    if not isinstance(purpose, str) or purpose not in PURPOSES:
         raise ValueError(message("tensor_word", "purpose", repr(purpose), f"one of {', '.join(PURPOSES)}"))
     digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
     return PURPOSES[purpose] << 28 | int.from_bytes(digest, "little") & 0x0FFFFFFF
@@ -85,9 +85,12 @@ def philox4x32(counter: Any, key: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """
     words = []
     for name, x, last in (("counter", counter, 4), ("key", key, 2)):
-        a = np.asarray(x)
+        try:
+            a = np.asarray(x)
+        except ValueError:
+            a = np.empty(0, object)
         if a.dtype.kind not in "iu":
-            raise TypeError(message("philox4x32", name, f"dtype {a.dtype}", "integers"))
+            raise TypeError(message("philox4x32", name, f"{x!r}"[:80], "an array of integers below 2^32"))
         if a.shape[-1:] != (last,) or (name == "key" and a.ndim != 1):
             needed = "shape (2,)" if name == "key" else "shape (..., 4)"
             raise ValueError(message("philox4x32", name, f"shape {a.shape}", needed))
@@ -118,7 +121,8 @@ def fill(
         draw: number of the draw, in [0, 2^32).
         tensor: tensor word in [0, 2^32), see `tensor_word`; for a list, one for each array.
         dist: "normal", "normal_fast" (16 bits of radius and of angle, |z| < 4.86), "rademacher" (+1 or -1) or "uniform"
-            (multiples of 2^-24 in [0, 1)). Values are float32: float64 takes them widened, 16-bit formats rounded.
+            (multiples of 2^-24 in [0, 1)). Values are float32: float64 takes them widened, 16-bit formats rounded, a
+            uniform perhaps to 1.
         offset: index of the first element, >= 0; for a list, one for each array. Filling a part with its offset gives
             the part of the whole.
 
@@ -128,8 +132,9 @@ def fill(
     Raises:
         TypeError, ValueError, BufferError: as `curvk.kernels.optim.adam_step`; seed, draw or tensor out of range.
 
-    The same bits on every machine, thread count, SIMD level and backend. Normals are within 1e-6 of Box-Muller in exact
-    arithmetic. Source: Philox4x32-10 (Salmon et al. 2011), Box & Muller 1958; curvk/noise.h gives the layout.
+    The same bits on every machine, thread count, SIMD level and backend. Normals are within 1.5e-6 of Box-Muller in
+    exact arithmetic, `normal_fast` within 1e-4. Source: Philox4x32-10 (Salmon et al. 2011), Box & Muller 1958;
+    curvk/noise.h gives the layout.
 
     >>> import numpy as np
     >>> fill(np.empty(3, np.float32), seed=2, dist="rademacher")
@@ -195,7 +200,7 @@ def restore_update_perturb_(
         p, seed, tensor, dist: as in `axpy_seeds_`.
         draw, scale: the perturbation that p carries.
         coef: of the update, as a rule -lr g.
-        next_draw, next_scale: the perturbation to leave p with; none by default.
+        next_draw, next_scale: the perturbation to leave p with; none by default. One needs the other.
         decay: lr weight_decay, in [0, 1].
 
     Raises:
@@ -211,9 +216,12 @@ def restore_update_perturb_(
     name = "restore_update_perturb_"
     draws = [_word(name, "draw", draw)]
     coefs = [_real(name, "coef", coef) - (1.0 - _real(name, "decay", decay)) * _real(name, "scale", scale)]
+    following = _real(name, "next_scale", next_scale)
     if next_draw is not None:
         draws.append(_word(name, "next_draw", next_draw))
-        coefs.append(_real(name, "next_scale", next_scale))
+        coefs.append(following)
+    elif following != 0:
+        raise ValueError(message(name, "next_scale", f"{following}", "0 where there is no next_draw", "give next_draw"))
     terms = np.array(draws), np.array(coefs)
     _add_draws(name, p, terms, _stream(name, seed, dist), tensor, 0, None, decay, math.inf)
 
@@ -241,8 +249,7 @@ def axpy_seeds_(
         draws: numbers of the draws, each in [0, 2^32).
         coefs: their coefficients; rounded to float32, or float64 where p is.
         decay: in [0, 1].
-        rows: only these rows of p (its first axis) change: integers, ascending, each once. p is then one array with
-            contiguous rows.
+        rows: only these rows of p (its first axis) change: integers, ascending, each once. p is then one array.
         threshold: elements with |p| > threshold stay as they are.
 
     Raises:
@@ -358,8 +365,8 @@ def grid_axpy_(
         seed, draw, tensor, dist, offset: as in `fill`.
         quantum: a power of two.
         scale, steps: of the perturbation; +1, -2, +1 steps of one scale are the identity.
-        coef, decay, update: of the update, whose expectation is exact. u is the stream's uniform of the same draw with
-            the purpose "rounding".
+        coef, decay, update: of the update, whose expectation is exact within 2^-22 (quantum + |coef z| + |decay p|). u
+            is the stream's uniform of the same draw with the purpose "rounding" (for a probe's tensor word).
 
     Raises:
         TypeError, ValueError, BufferError: as `axpy_seeds_`; a quantum that is no power of two.
@@ -432,7 +439,11 @@ def _word(function: str, name: str, value: Any) -> int:
 
 def _real(function: str, name: str, value: Any) -> float:
     try:
+        if isinstance(value, (str, bytes, bytearray)):  # float() would read them
+            raise TypeError
         number = float(value)
+    except OverflowError:
+        raise ValueError(message(function, name, "an integer beyond float64", "a finite number")) from None
     except (TypeError, ValueError):
         raise TypeError(message(function, name, f"{value!r} of type {type(value).__name__}", "a real number")) from None
     if not math.isfinite(number):
@@ -443,19 +454,23 @@ def _real(function: str, name: str, value: Any) -> float:
 def _stream(function: str, seed: Any, dist: Any) -> tuple[int, int]:
     """The seed's 64 bits as the signed integer that the C interface takes, and the distribution's number."""
     number = _integer(function, "seed", seed, 1 << 64, "2^64")
-    if dist not in DISTRIBUTIONS:
+    if not isinstance(dist, str) or dist not in DISTRIBUTIONS:
         raise ValueError(message(function, "dist", repr(dist), f"one of {', '.join(DISTRIBUTIONS)}"))
     return number - (1 << 64) if number >> 63 else number, DISTRIBUTIONS.index(dist)
 
 
-def _numbers(function: str, name: str, values: Any, limit: int, words: str) -> np.ndarray[Any, Any]:
+def _numbers(
+    function: str, name: str, values: Any, limit: int, words: str, needed: str = "a sequence of integers"
+) -> np.ndarray[Any, Any]:
     """A flat sequence of integers as int64."""
     try:
         a = np.asarray(values)
+        if a.ndim == 1 and a.dtype.kind in "fO":  # integers that no type of NumPy holds, to be named below; or none
+            a = np.array([operator.index(x) for x in values], object)
     except (TypeError, ValueError):
         a = np.empty((0, 0), object)
-    if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
-        raise TypeError(message(function, name, f"{values!r}"[:80], "a sequence of integers"))
+    if a.ndim != 1 or (a.size and a.dtype.kind not in "iuO"):
+        raise TypeError(message(function, name, f"{values!r}"[:80], needed))
     if a.size and not (int(a.min()) >= 0 and int(a.max()) < limit):
         bad = next(int(x) for x in a if not 0 <= int(x) < limit)
         raise ValueError(message(function, name, f"{bad}", f"integers in [0, {words})"))
@@ -475,7 +490,7 @@ def _keys(function: str, arrays: Any, tensor: Any, offset: Any) -> tuple[np.ndar
             continue
         if name == "offset" and isinstance(value, int) and value == 0:
             value = np.zeros(len(arrays), np.int64)
-        numbers = _numbers(function, name, value, limit, words)
+        numbers = _numbers(function, name, value, limit, words, "a sequence of integers, one for each array")
         if len(numbers) != len(arrays):
             raise ValueError(message(function, name, f"{len(numbers)} integers", f"{len(arrays)}, one for each array"))
         found.append(numbers)
@@ -486,9 +501,14 @@ def _seeds(function: str, draws: Any, coefs: Any) -> Terms:
     """Draws and their coefficients."""
     numbers = _words(function, "draws", draws)
     try:
-        factors = np.asarray(coefs, np.float64)
+        given = np.asarray(coefs)
+        if given.dtype.kind in "cSUMm":  # NumPy would drop imaginary parts and read strings
+            raise TypeError
+        factors = given.astype(np.float64)
+    except OverflowError:
+        raise ValueError(message(function, "coefs", "an integer beyond float64", "finite numbers")) from None
     except (TypeError, ValueError):
-        raise TypeError(message(function, "coefs", f"{coefs!r}"[:80], "a sequence of numbers")) from None
+        raise TypeError(message(function, "coefs", f"{coefs!r}"[:80], "a sequence of real numbers")) from None
     if factors.shape != numbers.shape:
         raise ValueError(message(function, "coefs", f"shape {factors.shape}", f"shape {numbers.shape} like 'draws'"))
     if not np.isfinite(factors).all():
@@ -505,6 +525,9 @@ def _rows(function: str, p: Any, rows: Any, tensor: Any, offset: Any) -> tuple[l
         raise ValueError(message(function, "p", "shape ()", "an array with rows because rows is given"))
     if not view.flags.writeable:
         raise BufferError(message(function, "p", "a read-only array", "a writable one", "use p.copy()"))
+    if view.size and overlaps_itself(view):  # one row's memory may be another's too
+        found = f"strides {view.strides} that may meet an element twice"
+        raise ValueError(message(function, "p", found, "elements of its own", "use p.copy()"))
     numbers = _numbers(function, "rows", rows, len(view), f"{len(view)}")
     if (np.diff(numbers) <= 0).any():
         raise ValueError(message(function, "rows", "rows out of order", "ascending ones", "use np.unique(rows)"))
@@ -513,4 +536,5 @@ def _rows(function: str, p: Any, rows: Any, tensor: Any, offset: Any) -> tuple[l
     parts = (
         [view[row] for row in numbers.tolist()] if view.ndim > 1 else [view[row : row + 1] for row in numbers.tolist()]
     )
+    parts, numbers = (parts, numbers) if parts else ([view[:0]], np.zeros(1, np.int64))  # its dtype is checked too
     return parts, np.repeat(tensors, len(parts)), offsets[0] + numbers * length
