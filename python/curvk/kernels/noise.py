@@ -120,9 +120,9 @@ def fill(
         seed: in [0, 2^64).
         draw: number of the draw, in [0, 2^32).
         tensor: tensor word in [0, 2^32), see `tensor_word`; for a list, one for each array.
-        dist: "normal", "normal_fast" (16 bits of radius and of angle, |z| < 4.86), "rademacher" (+1 or -1) or "uniform"
-            (multiples of 2^-24 in [0, 1)). Values are float32: float64 takes them widened, 16-bit formats rounded, a
-            uniform perhaps to 1.
+        dist: "normal", "normal_fast" (16 bits of radius and of angle, abs(z) < 4.86), "rademacher" (+1 or -1) or
+            "uniform" (multiples of 2^-24 in [0, 1)). Values are float32: float64 takes them widened, 16-bit formats
+            rounded, a uniform perhaps to 1.
         offset: index of the first element, >= 0; for a list, one for each array. Filling a part with its offset gives
             the part of the whole.
 
@@ -250,7 +250,7 @@ def axpy_seeds_(
         coefs: their coefficients; rounded to float32, or float64 where p is.
         decay: in [0, 1].
         rows: only these rows of p (its first axis) change: integers, ascending, each once. p is then one array.
-        threshold: elements with |p| > threshold stay as they are.
+        threshold: elements with abs(p) > threshold stay as they are.
 
     Raises:
         TypeError, ValueError, BufferError: as `curvk.kernels.optim.adam_step`; seed, draws, tensor or rows out of
@@ -361,12 +361,14 @@ def grid_axpy_(
         p <- p + floor((coef z - decay p) / quantum + u) quantum     if update, u uniform in [0, 1)
 
     Args:
-        p: float32, written; multiples of the quantum with |p| + |steps scale z| < 2^24 quantum, else the sum rounds.
+        p: float32, written; multiples of the quantum with abs(p) + abs(steps scale z) < 2^24 quantum, else the sum
+            rounds.
         seed, draw, tensor, dist, offset: as in `fill`.
         quantum: a power of two.
         scale, steps: of the perturbation; +1, -2, +1 steps of one scale are the identity.
-        coef, decay, update: of the update, whose expectation is exact within 2^-22 (quantum + |coef z| + |decay p|). u
-            is the stream's uniform of the same draw with the purpose "rounding" (for a probe's tensor word).
+        coef, decay, update: of the update, whose expectation is exact within 2^-22 (quantum + abs(coef z) +
+            abs(decay p)). u is the stream's uniform of the same draw with the purpose "rounding" (for a probe's tensor
+            word).
 
     Raises:
         TypeError, ValueError, BufferError: as `axpy_seeds_`; a quantum that is no power of two.

@@ -259,7 +259,7 @@ class AdaLeZO(_Optimizer):
     k = max(1, floor(fraction N)) of the N arms with replacement, with chances
     p = (1 - gamma) softmax((Q / max Q) / tau) + gamma / N, probes the arms drawn, and moves arm i, drawn c_i times, by
     -lr g z c_i min(1 / (k p_i), clip): the weights of importance sampling, whose mean is 1 where the clip does not act.
-    Then Q_i <- (1 - alpha) Q_i + alpha |g| for the arms drawn.
+    Then Q_i <- (1 - alpha) Q_i + alpha abs(g) for the arms drawn.
 
     Args:
         params, layers: as in `LeZO`.
@@ -274,8 +274,8 @@ class AdaLeZO(_Optimizer):
     Raises:
         TypeError, ValueError, BufferError: an argument that cannot be used; the text names it.
 
-    Q is kept in saved logs. Every Q starts at the first |g|; the source leaves the start open. Its optional RMS scaling
-    is not here.
+    Q is kept in saved logs. Every Q starts at the first abs(g); the source leaves the start open. Its optional RMS
+    scaling is not here.
 
     >>> import numpy as np
     >>> theta = {name: np.ones(2, np.float32) for name in ("embed", "h.0", "h.1", "head")}
@@ -316,8 +316,8 @@ class AdaLeZO(_Optimizer):
 class SparseMeZO(_Optimizer):
     """MeZO on the small weights only (Liu et al. 2024, arXiv 2402.15751).
 
-    In each array only elements with |theta| <= h are probed and moved, h being the array's order statistic at `keep`.
-    The mask follows the undisplaced weights in every step; h is taken anew every `mask_every` steps.
+    In each array only elements with abs(theta) <= h are probed and moved, h being its order statistic at `keep`. The
+    mask follows the undisplaced weights in every step; h is taken anew every `mask_every` steps.
 
     Args:
         params: as in `MeZO`.

@@ -27,7 +27,7 @@ class Choice:
         units: numbers of the chosen units (layers or arms), ascending. With the tensors in no unit they are what the
             step probes and updates.
         factors: for each chosen unit a factor of its tensors' update; () where `unit_factor` says it all.
-        thresholds: per tensor index, only elements with |theta| <= threshold take part; all where absent.
+        thresholds: per tensor index, only elements with abs(theta) <= threshold take part; all where absent.
     """
 
     units: tuple[int, ...] = ()
@@ -110,14 +110,15 @@ class Layers(Selection):
 
 
 class Bandit(Selection):
-    """AdaLeZO: arms are drawn with replacement, by a softmax of their mean |g|::
+    """AdaLeZO: arms are drawn with replacement, by a softmax of their mean abs(g)::
 
         p = (1 - gamma) softmax((Q / max Q) / tau) + gamma / N               every `interval` steps
         k = max(1, floor(fraction N)) draws with multiplicities c_i          probed: the arms with c_i > 0
         factor of arm i: c_i min(1 / (k p_i), clip)                          mean 1 where unclipped
-        Q_i <- (1 - alpha) Q_i + alpha |g|                                   for the arms drawn
+        Q_i <- (1 - alpha) Q_i + alpha abs(g)                                   for the arms drawn
 
-    Source: the authors' trainer of AdaLeZO, as read; where it leaves Q's start open, every Q starts at the first |g|.
+    Source: the authors' trainer of AdaLeZO, as read; where it leaves Q's start open, every Q starts at the first
+    abs(g).
 
     Args:
         arms: the tensors of each arm, as indices; together all tensors.
@@ -203,7 +204,7 @@ class Bandit(Selection):
 
 
 class Smallest(Selection):
-    """Sparse-MeZO: in each tensor only the elements with |theta| <= h, the smallest ones, are probed and moved.
+    """Sparse-MeZO: in each tensor only the elements with abs(theta) <= h, the smallest ones, are probed and moved.
 
     h is the tensor's order statistic at `keep`, taken from the undisplaced weights every `mask_every` steps; the mask
     itself follows the weights in every step.

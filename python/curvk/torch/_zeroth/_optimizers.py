@@ -166,7 +166,7 @@ class AdaLeZO(ZerothOptimizer):
     k = max(1, floor(fraction N)) arms with replacement, with chances
     p = (1 - gamma) softmax((Q / max Q) / tau) + gamma / N, probes the arms drawn, and moves arm i, drawn c_i times, by
     -lr g z c_i min(1 / (k p_i), clip): the weights of importance sampling, whose mean is 1 where the clip does not act.
-    Then Q_i <- (1 - alpha) Q_i + alpha |g|.
+    Then Q_i <- (1 - alpha) Q_i + alpha abs(g).
 
     Args:
         model, layers: as in `LeZO`.
@@ -181,7 +181,7 @@ class AdaLeZO(ZerothOptimizer):
     Raises:
         TypeError, ValueError, BufferError: an argument or parameter that cannot be used, or no layers found.
 
-    Every Q starts at the first |g|, which the source leaves open; its optional RMS scaling is not here.
+    Every Q starts at the first abs(g), which the source leaves open; its optional RMS scaling is not here.
 
     >>> import torch, curvk.torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(5)))
@@ -226,8 +226,8 @@ class AdaLeZO(ZerothOptimizer):
 class SparseMeZO(ZerothOptimizer):
     """MeZO on the small weights only (Liu et al. 2024, arXiv 2402.15751).
 
-    In each parameter only elements with |theta| <= h are probed and moved, h being its order statistic at `keep`. The
-    mask follows the undisplaced weights in every step; h is taken anew every `mask_every` steps.
+    In each parameter only elements with abs(theta) <= h are probed and moved, h being its order statistic at `keep`.
+    The mask follows the undisplaced weights in every step; h is taken anew every `mask_every` steps.
 
     Args:
         model: as in `MeZO`.
