@@ -18,7 +18,7 @@ version = release = _project["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_*.md"]
 default_role = "code"  # docstrings are Markdown-flavoured: single backticks mean code
 
 autodoc_member_order = "bysource"
