@@ -31,26 +31,32 @@ FORMATS = {"f32": np.float32, "f64": np.float64, "bf16": np.uint16, "f16": np.fl
 # Each takes arrays by name and scalars by keyword.
 
 
+def listed(x: Any) -> list[Any] | None:
+    return None if x is None else [x]
+
+
 def adam_call(a: Arrays, **scalars: Any) -> None:
-    adam_step(a["p"], a["g"], a["m"], a["v"], **({"step": 2, "lr": 0.1, "max_v": a["max_v"]} | scalars))
+    optional = {"max_v": a["max_v"], "origin": a["origin"]}
+    adam_step(a["p"], a["g"], a["m"], a["v"], **({"step": 2, "lr": 0.1} | optional | scalars))
 
 
 def adam_plan(a: Arrays, **scalars: Any) -> None:
-    plan = AdamPlan([a["p"]], [a["g"]], [a["m"]], [a["v"]], max_v=None if a["max_v"] is None else [a["max_v"]])
+    plan = AdamPlan([a["p"]], [a["g"]], [a["m"]], [a["v"]], max_v=listed(a["max_v"]), origin=listed(a["origin"]))
     plan.step(**({"step": 2, "lr": 0.1} | scalars))
 
 
 def sgd_call(a: Arrays, **scalars: Any) -> None:
-    sgd_step(a["p"], a["g"], a["buf"], **({"lr": 0.1, "momentum": 0.9} | scalars))
+    sgd_step(a["p"], a["g"], a["buf"], origin=a["origin"], **({"lr": 0.1, "momentum": 0.9} | scalars))
 
 
 def sgd_plan(a: Arrays, **scalars: Any) -> None:
-    plan = SGDPlan([a["p"]], [a["g"]], None if a["buf"] is None else [a["buf"]])
+    plan = SGDPlan([a["p"]], [a["g"]], listed(a["buf"]), origin=listed(a["origin"]))
     plan.step(**({"lr": 0.1, "momentum": 0.9} | scalars))
 
 
 STEPS = {"adam_step": adam_call, "AdamPlan": adam_plan, "sgd_step": sgd_call, "SGDPlan": sgd_plan}
-NAMES = {"adam_step": "p g m v max_v", "AdamPlan": "p g m v max_v", "sgd_step": "p g buf", "SGDPlan": "p g buf"}
+ADAM, SGD = "p g m v max_v origin", "p g buf origin"
+NAMES = {"adam_step": ADAM, "AdamPlan": ADAM, "sgd_step": SGD, "SGDPlan": SGD}
 ARGUMENTS = [(step, name) for step in STEPS for name in NAMES[step].split()]
 
 
@@ -67,7 +73,7 @@ def make(step: str, shape: Any = (6, 5), fmt: str = "f32", seed: int = 1) -> Arr
     arrays: Arrays = {}
     for name in NAMES[step].split():
         x = np.abs(rng.standard_normal(shape)).astype(np.float32)
-        if name in "pg":
+        if name in ("p", "g", "origin"):
             x = half.from_float32(x, "bf16") if fmt == "bf16" else np.asarray(x, FORMATS[fmt])
         elif fmt == "f64":
             x = np.asarray(x, np.float64)
@@ -147,13 +153,13 @@ def test_bad_array_is_refused(step: str, name: str, bad: str, backend: str) -> N
     a = make(step)
     spoil, error, words = BAD[bad]
     a[name] = spoil(a[name])
-    if bad == "None" and name in ("max_v", "buf"):
+    if bad == "None" and name in ("max_v", "buf", "origin"):
         return STEPS[step](a, **({"momentum": 0.0} if name == "buf" else {}))  # these may be absent
     refused(step, a, error, f"{op_of(step)}: argument '{label(step, name)}': ", words)
 
 
 @pytest.mark.parametrize("bad", BAD_WRITTEN)
-@pytest.mark.parametrize(("step", "name"), [(s, n) for s, n in ARGUMENTS if n != "g"])
+@pytest.mark.parametrize(("step", "name"), [(s, n) for s, n in ARGUMENTS if n not in ("g", "origin")])
 def test_bad_written_array_is_refused(step: str, name: str, bad: str, backend: str) -> None:
     a = make(step)
     spoil, error, words = BAD_WRITTEN[bad]
@@ -489,7 +495,7 @@ def test_dlpack_objects(backend: str) -> None:
             return self.x.__dlpack__(**keywords)
 
     a, expected = make("sgd_step"), make("sgd_step")
-    STEPS["sgd_step"]({"p": a["p"], "g": Exporter(a["g"]), "buf": Exporter(a["buf"])})
+    STEPS["sgd_step"]({**a, "g": Exporter(a["g"]), "buf": Exporter(a["buf"])})
     STEPS["sgd_step"](expected)
     assert bits(a) == bits(expected)
 
@@ -511,7 +517,7 @@ def test_tensors(fmt: str, backend: str) -> None:
     for k, x in a.items():
         x = x.detach()
         assert (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy().tobytes() == expected[k].tobytes(), k
-        assert (x._version > versions[k]) == (k != "g"), "a written tensor's version counts the write"
+        assert (x._version > versions[k]) == (k not in ("g", "origin")), "a written tensor's version counts the write"
 
 
 def test_tensors_of_any_layout(backend: str) -> None:
@@ -614,18 +620,18 @@ def test_binder_and_checks_agree(arrays: list[np.ndarray]) -> None:
     scalars = (1, 0.1, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1.0)
     before = [x.copy() for x in arrays]
     try:
-        _arrays.check("adam_step", (*arrays, None))
+        _arrays.check("adam_step", (*arrays, None, None))
         accepted = True
     except (TypeError, ValueError, BufferError):
         accepted = False
     if not accepted:
         with pytest.raises((TypeError, ValueError, BufferError)):
-            core.call("adam_step", (*arrays, None), scalars)
+            core.call("adam_step", (*arrays, None, None), scalars)
         assert [x.tobytes() for x in arrays] == [x.tobytes() for x in before]
         return
-    core.call("adam_step", (*arrays, None), scalars)
+    core.call("adam_step", (*arrays, None, None), scalars)
     flat = [x.copy(order="C") for x in before]
-    core.call("adam_step", (*flat, None), scalars)
+    core.call("adam_step", (*flat, None, None), scalars)
     assert [x.tobytes() for x in arrays] == [x.tobytes() for x in flat]
 
 
@@ -682,7 +688,7 @@ def test_hostile_objects_raise_and_never_crash(seed: int) -> None:
     """Objects of any type in any place: an error of a documented kind, or a step of arrays that fit."""
     rng = random.Random(seed)
     kinds = (TypeError, ValueError, BufferError, KeyError, ZeroDivisionError)
-    places = {"adam_step": (5, 9), "sgd_step": (3, 9), "sum_squares": (1, 1), "no_such_kernel": (2, 2)}
+    places = {"adam_step": (6, 9), "sgd_step": (4, 9), "sum_squares": (1, 1), "no_such_kernel": (2, 2)}
     outcomes = {True: 0, False: 0}
     for _ in range(6000):
         op = rng.choice(list(places))
@@ -719,9 +725,9 @@ def test_binder_refuses_what_is_no_tuple() -> None:
     with pytest.raises(TypeError, match="wrong number of array arguments"):
         core.call("sgd_step", (x, x), (0.1, 0, 0, 0, 0, 0, 0, 0, 1.0))
     with pytest.raises(TypeError, match="too few scalars"):
-        core.call("sgd_step", (x, x.copy(), None), (0.1,))
+        core.call("sgd_step", (x, x.copy(), None, None), (0.1,))
     with pytest.raises(TypeError, match="too many scalars"):
-        core.call("sgd_step", (x, x.copy(), None), (0.1, 0, 0, 0, 0, 0, 0, 0, 1.0, 5))
+        core.call("sgd_step", (x, x.copy(), None, None), (0.1, 0, 0, 0, 0, 0, 0, 0, 1.0, 5))
     assert x.tolist() == [1, 1, 1]
 
 
@@ -743,7 +749,7 @@ def test_a_number_that_rebinds_its_plan_does_not_crash(run_python: Any) -> None:
     code = """
 class Number:
     def __float__(self):
-        plan.rebind((*many, None))
+        plan.rebind((*many, None, None))
         return 0.1
 
 for _ in range(50):
@@ -751,7 +757,7 @@ for _ in range(50):
         plan.step(step=1, lr=Number())
     except RuntimeError:
         pass
-    plan.rebind((*few, None))
+    plan.rebind((*few, None, None))
 """
     run_python(PLANS + code)
 
@@ -774,7 +780,7 @@ thread.start()
 while not done.is_set():
     for columns in (many, few):
         try:
-            plan.rebind((*columns, None))
+            plan.rebind((*columns, None, None))
         except RuntimeError:  # in use
             pass
 thread.join()

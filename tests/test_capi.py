@@ -29,6 +29,7 @@ ADAM_NAMES = [
     "m",
     "v",
     "max_v",
+    "origin",
     "n",
     "step",
     "lr",
@@ -62,14 +63,19 @@ def arrays(fmt: str, n: int = 1000, count: int = 5) -> list[np.ndarray]:
 @pytest.mark.parametrize("fmt", ["f32", "f64", "bf16", "f16"])
 def test_cffi_calls_give_pythons_bits(fmt: str) -> None:
     a, b = arrays(fmt), arrays(fmt)
-    assert getattr(lib, f"curvk_adam_step_{fmt}")(*map(pointer, a), 1000, *ADAM) == 0
+    assert getattr(lib, f"curvk_adam_step_{fmt}")(*map(pointer, a), ffi.NULL, 1000, *ADAM) == 0
     options = {"step": 3, "lr": 0.1, "weight_decay": 0.01, "decoupled": True, "grad_scale": 2.0}
     adam_step(*b[:4], max_v=b[4], **options)
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
-    assert getattr(lib, f"curvk_adam_step_{fmt}")(*map(pointer, a[:4]), ffi.NULL, 1000, *ADAM) == 0
+    assert getattr(lib, f"curvk_adam_step_{fmt}")(*map(pointer, a[:4]), ffi.NULL, ffi.NULL, 1000, *ADAM) == 0
     adam_step(*b[:4], **options)
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
-    assert getattr(lib, f"curvk_sgd_step_{fmt}")(*map(pointer, a[:3]), 1000, 0.1, 0.9, 0.5, 0.01, 0, 0, 1, 0, 1.0) == 0
+    assert (
+        getattr(lib, f"curvk_sgd_step_{fmt}")(
+            *map(pointer, a[:3]), ffi.NULL, 1000, 0.1, 0.9, 0.5, 0.01, 0, 0, 1, 0, 1.0
+        )
+        == 0
+    )
     sgd_step(*b[:3], lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01, maximize=True)
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
     out = np.zeros(2)
@@ -82,7 +88,7 @@ def test_lists_of_arrays() -> None:
     columns = list(zip(*a, strict=True))
     tables = [ffi.new("float*[]", [pointer(x) for x in column]) for column in columns]
     sizes = ffi.new("int64_t[]", [10, 0, 7])
-    assert lib.curvk_adam_step_list_f32(*tables, ffi.NULL, sizes, 3, *ADAM) == 0
+    assert lib.curvk_adam_step_list_f32(*tables, ffi.NULL, ffi.NULL, sizes, 3, *ADAM) == 0
     for row in b:
         adam_step(*row, step=3, lr=0.1, weight_decay=0.01, decoupled=True, grad_scale=2.0)
     assert [x.tobytes() for row in a for x in row] == [x.tobytes() for row in b for x in row]
@@ -107,7 +113,7 @@ def test_lists_of_arrays() -> None:
 def test_status_is_the_position_of_the_argument(name: str, value: float, interval: str) -> None:
     a = arrays("f32")
     before = [x.tobytes() for x in a]
-    values = dict(zip(ADAM_NAMES, [*map(pointer, a), 1000, *ADAM], strict=True)) | {name: value}
+    values = dict(zip(ADAM_NAMES, [*map(pointer, a), ffi.NULL, 1000, *ADAM], strict=True)) | {name: value}
     position = ADAM_NAMES.index(name) + 1
     assert lib.curvk_adam_step_f32(*values.values()) == position
     assert message() == f"curvk_adam_step_f32: argument '{name}': needs {interval}"
@@ -157,19 +163,20 @@ def test_numba_compiled_code_calls_a_kernel() -> None:
     step = lib.curvk_adam_step_f32
 
     @numba.njit
-    def steps(p, g, m, v, max_v, rounds):  # type: ignore[no-untyped-def]
+    def steps(p, g, m, v, max_v, origin, rounds):  # type: ignore[no-untyped-def]
         status = 0
         for k in range(rounds):
             status |= step(
                 ffi.from_buffer(p), ffi.from_buffer(g), ffi.from_buffer(m), ffi.from_buffer(v), ffi.from_buffer(max_v),
-                p.size, k + 1, 0.1, 0.9, 0.999, 1e-8, 0.0, 0, 0, 1.0,
+                ffi.from_buffer(origin), p.size, k + 1, 0.1, 0.9, 0.999, 1e-8, 0.0, 0, 0, 1.0,
             )  # fmt: skip
         return status
 
     a, b = arrays("f32"), arrays("f32")
-    assert steps(*a, 3) == 0
+    origin = arrays("f32")[1]
+    assert steps(*a, origin, 3) == 0
     for k in range(3):
-        adam_step(*b[:4], max_v=b[4], step=k + 1, lr=0.1)
+        adam_step(*b[:4], max_v=b[4], origin=origin, step=k + 1, lr=0.1)
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
@@ -180,9 +187,9 @@ PROGRAM = r"""
 int main(void) {
     float p[3] = {1, 1, 1}, m[3] = {0}, v[3] = {0};
     const float g[3] = {1, -2, 0};
-    if (curvk_adam_step_f32(p, g, m, v, NULL, 3, 1, 0.5, 0.9, 0.999, 1e-8, 0, 0, 0, 1.0) != CURVK_OK) return 1;
+    if (curvk_adam_step_f32(p, g, m, v, NULL, NULL, 3, 1, 0.5, 0.9, 0.999, 1e-8, 0, 0, 0, 1.0) != CURVK_OK) return 1;
     printf("%g %g %g\n", p[0], p[1], p[2]);
-    const int32_t status = curvk_adam_step_f32(p, g, m, v, NULL, 3, 1, -1, 0.9, 0.999, 1e-8, 0, 0, 0, 1.0);
+    const int32_t status = curvk_adam_step_f32(p, g, m, v, NULL, NULL, 3, 1, -1, 0.9, 0.999, 1e-8, 0, 0, 0, 1.0);
     printf("%d %s\n", (int)status, curvk_status_message());
     return 0;
 }
@@ -206,5 +213,5 @@ def test_programs_compile_link_and_run(tmp_path: Path, language: str) -> None:
     built = subprocess.run(command, capture_output=True, text=True, env=plain)
     assert built.returncode == 0, built.stderr
     done = subprocess.run([str(binary)], capture_output=True, text=True, env=plain, timeout=60)
-    expected = "0.5 1.5 1\n8 curvk_adam_step_f32: argument 'lr': needs a number in [0, inf)\n"
+    expected = "0.5 1.5 1\n9 curvk_adam_step_f32: argument 'lr': needs a number in [0, inf)\n"
     assert done.stdout == expected, done.stderr

@@ -159,7 +159,7 @@ def test_an_empty_first_row_does_not_switch_amsgrad_off() -> None:
     want = {k: np.full(4, 1.0, np.float32) for k in "pgmvx"}
     adam_step(want["p"], want["g"], want["m"], want["v"], max_v=want["x"], step=1, lr=0.1)
     tables = [keep[k] for k in "pgmvx"]
-    assert lib.curvk_adam_step_list_f32(*tables, sizes, 2, 1, 0.1, 0.9, 0.999, 1e-8, 0.0, 0, 0, 1.0) == 0
+    assert lib.curvk_adam_step_list_f32(*tables, ffi.NULL, sizes, 2, 1, 0.1, 0.9, 0.999, 1e-8, 0.0, 0, 0, 1.0) == 0
     assert {k: x.tobytes() for k, x in rows.items()} == {k: x.tobytes() for k, x in want.items()}
 
 

@@ -35,6 +35,7 @@ CURVK_API int64_t curvk_set_thread_limit(int64_t n);         /* for the calling 
 CURVK_API int32_t curvk_openmp(void);                        /* OpenMP's version date, 0 if built without */
 CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked child, where kernels run on one thread */
 
+#include "curvk/curvature.h"
 #include "curvk/half.h"
 #include "curvk/noise.h"
 #include "curvk/optim.h"

@@ -4,6 +4,13 @@ namespace CURVK_LEVEL {
 #include "curvk/optim.h"
 namespace {
 
+// The parameters that a step starts from, put where the loop looks for them: a block that stays in L1.
+template <class T>
+inline void fetch(T* p, const T* origin, int64_t n) {
+    prefetch_ahead(origin);
+    memcpy(p, origin, size_t(n) * sizeof(T));
+}
+
 // ---- SGD --------------------------------------------------------------------------------------------------------------
 
 enum class Momentum { none, heavy_ball, nesterov };
@@ -40,9 +47,10 @@ inline void sgd(T* __restrict p, const T* __restrict g, S* __restrict buf, int64
 }
 
 template <class Format, bool coupled, Momentum mode, class T = typename Format::T, class S = typename Format::S>
-void sgd_blocks(T* p, const T* g, S* buf, int64_t n, const SgdScalars<S>& s, bool first) {
+void sgd_blocks(T* p, const T* g, S* buf, const T* origin, int64_t n, const SgdScalars<S>& s, bool first) {
     for_blocks(n, [&](int64_t i, int64_t length) CURVK_INLINE {
         prefetch_ahead(p + i, g + i);
+        if (origin) fetch(p + i, origin + i, length);
         if (mode == Momentum::none) return sgd<Format, coupled, mode>(p + i, g + i, static_cast<S*>(nullptr), length, s);
         prefetch_ahead(buf + i);
         // On the first step the buffer becomes the gradient: momentum (-0) + 1 g is g to the bit, and the block is in L1.
@@ -65,7 +73,7 @@ int32_t sgd_list(CURVK_SGD_LIST(T, S)) {
     const Momentum mode = !buffered ? Momentum::none : nesterov ? Momentum::nesterov : Momentum::heavy_ball;
     const auto loop = s.coupled_decay != 0 ? sgd_loop<Format, true>(mode) : sgd_loop<Format, false>(mode);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
-        loop(p[row] + i, g[row] + i, buffered ? buf[row] + i : nullptr, n, s, first != 0);
+        loop(p[row] + i, g[row] + i, buffered ? buf[row] + i : nullptr, origin ? origin[row] + i : nullptr, n, s, first != 0);
     });
     return 0;
 }
@@ -114,9 +122,10 @@ inline void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __r
 }
 
 template <class Format, bool coupled, bool amsgrad, class T = typename Format::T, class S = typename Format::S>
-void adam_blocks(T* p, const T* g, S* m, S* v, S* max_v, int64_t n, const AdamScalars<S>& s) {
+void adam_blocks(T* p, const T* g, S* m, S* v, S* max_v, const T* origin, int64_t n, const AdamScalars<S>& s) {
     for_blocks(n, [&](int64_t i, int64_t length) CURVK_INLINE {
         prefetch_ahead(p + i, g + i, m + i, v + i);
+        if (origin) fetch(p + i, origin + i, length);
         if (amsgrad) prefetch_ahead(max_v + i);
         adam<Format, coupled, amsgrad>(p + i, g + i, m + i, v + i, amsgrad ? max_v + i : nullptr, length, s);
     });
@@ -129,7 +138,8 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
     const auto loop = s.coupled_decay != 0 ? (amsgrad ? adam_blocks<Format, true, true> : adam_blocks<Format, true, false>)
                                            : (amsgrad ? adam_blocks<Format, false, true> : adam_blocks<Format, false, false>);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
-        loop(p[row] + i, g[row] + i, m[row] + i, v[row] + i, amsgrad ? max_v[row] + i : nullptr, n, s);
+        loop(p[row] + i, g[row] + i, m[row] + i, v[row] + i, amsgrad ? max_v[row] + i : nullptr,
+             origin ? origin[row] + i : nullptr, n, s);
     });
     return 0;
 }
@@ -200,11 +210,11 @@ int32_t sum_squares_list(CURVK_NORM_LIST(T)) {
 
 #define OPTIM(FMT, T, S, Format)                                                                                     \
     int32_t curvk_sgd_step_list_##FMT(CURVK_SGD_LIST(T, S)) {                                                        \
-        return sgd_list<Format>(p, g, buf, sizes, count, lr, momentum, dampening, weight_decay, nesterov, decoupled, \
+        return sgd_list<Format>(p, g, buf, origin, sizes, count, lr, momentum, dampening, weight_decay, nesterov, decoupled, \
                                 maximize, first, grad_scale);                                                        \
     }                                                                                                                \
     int32_t curvk_adam_step_list_##FMT(CURVK_ADAM_LIST(T, S)) {                                                      \
-        return adam_list<Format>(p, g, m, v, max_v, sizes, count, step, lr, beta1, beta2, eps, weight_decay,         \
+        return adam_list<Format>(p, g, m, v, max_v, origin, sizes, count, step, lr, beta1, beta2, eps, weight_decay,         \
                                  decoupled, maximize, grad_scale);                                                   \
     }                                                                                                                \
     int32_t curvk_sum_squares_list_##FMT(CURVK_NORM_LIST(T)) {                                                       \

@@ -161,6 +161,20 @@ def _items(column: Column, name: str, listed: bool) -> Iterator[tuple[str, Any]]
         yield name, column
 
 
+def _flatten_rows(kernel: Function, columns: list[Column]) -> None:
+    """Flattens rows that are not C-contiguous, for a reduction over lists.
+
+    It reads memory order, as it does where the compiled binder takes the arrays; or C order where the index matters, or
+    where the arrays of a row are laid out differently.
+    """
+    tables = [c for a, c in zip(kernel.arrays, columns, strict=True) if a.pointers == 2 and c is not None]
+    for i, row in enumerate(zip(*tables, strict=True)):
+        if not all(x.flags.c_contiguous for x in row):
+            alike = not kernel.indexed and all(x.strides == row[0].strides for x in row)
+            for table, x in zip(tables, row, strict=True):
+                table[i] = x.ravel(order="K" if alike else "C")
+
+
 def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resolved:
     """Checks the array arguments of a kernel; raises, or returns NumPy arrays over the same memory.
 
@@ -211,15 +225,15 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
                     raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
-                # A reduction over a list reads memory order, as it does where the compiled binder takes the array; or
-                # C order where the index matters.
-                x = x.ravel(order="C" if kernel.indexed else "K") if listed else np.ascontiguousarray(x)
+                x = x if listed else np.ascontiguousarray(x)
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))
             views.append(x.copy() if argument.per_row else x)  # a plan keeps the values per row that it was given
         out.append(views if listed else views[0])
     _check_overlap(op, entries)
+    if kernel.is_list and not kernel.elementwise:
+        _flatten_rows(kernel, out)
     return Resolved(kernel, tuple(out), foreign)
 
 

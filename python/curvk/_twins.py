@@ -71,7 +71,7 @@ class Plan:
         else:
             order = "C" if kernel.indexed else "K"
             tables = [
-                [self._load(x.ravel(order=order), True) for x in c] if a.pointers == 2 else c
+                [self._load(x.ravel(order=order), True) for x in c] if a.pointers == 2 and c is not None else c
                 for a, c in zip(kernel.arrays, self.resolved.columns, strict=True)
             ]
             body(*tables, *values)

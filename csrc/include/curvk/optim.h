@@ -9,18 +9,21 @@
 /* SGD with momentum (Polyak 1964; Nesterov form of Sutskever et al. 2013; conventions of torch.optim.SGD).
  *   g <- g / grad_scale (negated if maximize);  g <- g + weight_decay p  or, decoupled, p <- (1 - lr weight_decay) p
  *   buf <- momentum buf + (1 - dampening) g     (buf <- g if first)
- *   p <- p - lr d,  d = g without buf, buf with it, g + momentum buf with nesterov */
+ *   p <- p - lr d,  d = g without buf, buf with it, g + momentum buf with nesterov
+ * With origin the step starts from it: p is written without being read. So SAM restores its weights and steps at once. */
 #define CURVK_SGD_SCALARS                                                                                        \
     double lr /* [0, inf) */, double momentum /* [0, inf) */, double dampening /* (-inf, inf) */,                \
     double weight_decay /* [0, inf) */, int64_t nesterov /* [0, 1] */, int64_t decoupled /* [0, 1] */,           \
     int64_t maximize /* [0, 1] */, int64_t first /* [0, 1] */, double grad_scale /* (0, inf) */
 
 #define CURVK_SGD_LIST(T, S)                                                                                     \
-    T* const* p, const T* const* g, S* const* buf /* or null */, const int64_t* sizes, int64_t count, CURVK_SGD_SCALARS
+    T* const* p, const T* const* g, S* const* buf /* or null */, const T* const* origin /* or null */,           \
+    const int64_t* sizes, int64_t count, CURVK_SGD_SCALARS
 
 #define CURVK_SGD(FMT, T, S)                                                                                     \
     CURVK_ELEMENTWISE int32_t curvk_sgd_step_list_##FMT(CURVK_SGD_LIST(T, S));                                   \
-    CURVK_ELEMENTWISE int32_t curvk_sgd_step_##FMT(T* p, const T* g, S* buf /* or null */, int64_t n, CURVK_SGD_SCALARS);
+    CURVK_ELEMENTWISE int32_t curvk_sgd_step_##FMT(T* p, const T* g, S* buf /* or null */, const T* origin /* or null */, \
+                                                   int64_t n, CURVK_SGD_SCALARS);
 CURVK_SGD(f32, float, float)
 CURVK_SGD(f64, double, double)
 CURVK_SGD(bf16, uint16_t, float)
@@ -30,7 +33,8 @@ CURVK_SGD(f16, uint16_t, float)
 /* Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) with decoupled, AMSGrad (Reddi et al. 2018) with max_v.
  *   g <- g / grad_scale (negated if maximize);  g <- g + weight_decay p  or, decoupled, p <- (1 - lr weight_decay) p
  *   m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  max_v <- max(max_v, v)
- *   p <- p - (lr / (1 - beta1^step)) m / (sqrt(v or max_v) / sqrt(1 - beta2^step) + eps) */
+ *   p <- p - (lr / (1 - beta1^step)) m / (sqrt(v or max_v) / sqrt(1 - beta2^step) + eps)
+ * origin as in SGD. */
 #define CURVK_ADAM_SCALARS                                                                                       \
     int64_t step /* [1, inf) */, double lr /* [0, inf) */, double beta1 /* [0, 1) */, double beta2 /* [0, 1) */, \
     double eps /* [0, inf) */, double weight_decay /* [0, inf) */, int64_t decoupled /* [0, 1] */,               \
@@ -38,12 +42,12 @@ CURVK_SGD(f16, uint16_t, float)
 
 #define CURVK_ADAM_LIST(T, S)                                                                                    \
     T* const* p, const T* const* g, S* const* m, S* const* v, S* const* max_v /* or null */,                     \
-    const int64_t* sizes, int64_t count, CURVK_ADAM_SCALARS
+    const T* const* origin /* or null */, const int64_t* sizes, int64_t count, CURVK_ADAM_SCALARS
 
 #define CURVK_ADAM(FMT, T, S)                                                                                    \
     CURVK_ELEMENTWISE int32_t curvk_adam_step_list_##FMT(CURVK_ADAM_LIST(T, S));                                 \
-    CURVK_ELEMENTWISE int32_t curvk_adam_step_##FMT(T* p, const T* g, S* m, S* v, S* max_v /* or null */, int64_t n, \
-                                                    CURVK_ADAM_SCALARS);
+    CURVK_ELEMENTWISE int32_t curvk_adam_step_##FMT(T* p, const T* g, S* m, S* v, S* max_v /* or null */,      \
+                                                    const T* origin /* or null */, int64_t n, CURVK_ADAM_SCALARS);
 CURVK_ADAM(f32, float, float)
 CURVK_ADAM(f64, double, double)
 CURVK_ADAM(bf16, uint16_t, float)

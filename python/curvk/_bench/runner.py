@@ -436,8 +436,8 @@ def call_overhead(effort: Effort) -> dict[str, Any] | None:
     contenders = [
         Contender("adam_step", lambda: adam_step(p, g, m, v, **options)),
         Contender("AdamPlan.step", lambda: step_plan.step(**options)),
-        Contender("cffi", lambda: function(*pointers, ffi.NULL, 1000, *scalars)),
-        Contender("cffi, no element", lambda: function(*pointers, ffi.NULL, 0, *scalars)),
+        Contender("cffi", lambda: function(*pointers, ffi.NULL, ffi.NULL, 1000, *scalars)),
+        Contender("cffi, no element", lambda: function(*pointers, ffi.NULL, ffi.NULL, 0, *scalars)),
     ]
     samples = take_turns(contenders, effort, 1)
     call, planned, whole, empty_call = (np.array(s) * 1e6 for s in samples)

@@ -34,16 +34,19 @@ def sgd_step_scalars(
 
 
 @loop
-def sgd_step(p, g, buf, inv_scale, coupled_decay, shrink, momentum, damped, lr, nesterov, first):  # type: ignore[no-untyped-def]
+def sgd_step(p, g, buf, origin, inv_scale, coupled_decay, shrink, momentum, damped, lr, nesterov, first):  # type: ignore[no-untyped-def]
     for i in range(p.size):
+        param = p[i]
+        if origin is not None:
+            param = origin[i]
         grad = g[i] * inv_scale
         if coupled_decay != 0:
-            grad = grad + coupled_decay * p[i]
+            grad = grad + coupled_decay * param
         if buf is not None:
             mixed = grad if first else momentum * buf[i] + damped * grad
             buf[i] = mixed
             grad = grad + momentum * mixed if nesterov else mixed
-        p[i] = p[i] * shrink - lr * grad
+        p[i] = param * shrink - lr * grad
 
 
 def adam_step_scalars(
@@ -73,12 +76,15 @@ def adam_step_scalars(
 
 @loop
 def adam_step(  # type: ignore[no-untyped-def]
-    p, g, m, v, max_v, inv_scale, coupled_decay, shrink, beta1, gain1, beta2, gain2, step_size, inv_root2, eps
+    p, g, m, v, max_v, origin, inv_scale, coupled_decay, shrink, beta1, gain1, beta2, gain2, step_size, inv_root2, eps
 ):
     for i in range(p.size):
+        param = p[i]
+        if origin is not None:
+            param = origin[i]
         grad = g[i] * inv_scale
         if coupled_decay != 0:
-            grad = grad + coupled_decay * p[i]
+            grad = grad + coupled_decay * param
         first = beta1 * m[i] + gain1 * grad
         second = beta2 * v[i] + gain2 * (grad * grad)
         m[i] = first
@@ -87,7 +93,7 @@ def adam_step(  # type: ignore[no-untyped-def]
             if not (second > max_v[i] or second != second):
                 second = max_v[i]
             max_v[i] = second
-        p[i] = p[i] * shrink - step_size * first / (np.sqrt(second) * inv_root2 + eps)
+        p[i] = param * shrink - step_size * first / (np.sqrt(second) * inv_root2 + eps)
 
 
 NORM_CHUNK = 32768

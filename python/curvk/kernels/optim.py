@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def adam_step(
     weight_decay: float = 0.0,
     decoupled: bool = False,
     max_v: Array = None,
+    origin: Array = None,
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
@@ -53,6 +54,8 @@ def adam_step(
         weight_decay: >= 0; added to the gradient (L2) or, with `decoupled`, applied to p itself.
         decoupled: AdamW's weight decay.
         max_v: running maximum of v for AMSGrad, written; as m.
+        origin: where the step starts, an array like p; then p is written without being read. SAM restores its weights
+            so, in the same pass.
         maximize: ascend instead of descend.
         grad_scale: the factor the gradients carry (loss scaling, accumulation), > 0.
 
@@ -76,7 +79,15 @@ def adam_step(
         beta1, beta2 = betas
     except (TypeError, ValueError):
         raise _not_a_pair(betas) from None
-    call("adam_step", (p, g, m, v, max_v), (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale))
+    call(
+        "adam_step",
+        (p, g, m, v, max_v, origin),
+        (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale),
+    )
+
+
+def _listed(arrays: Sequence[Array] | None) -> list[Array] | None:
+    return None if arrays is None else list(arrays)
 
 
 def _not_a_pair(betas: object) -> TypeError:
@@ -88,6 +99,7 @@ def sgd_step(
     g: Array,
     buf: Array = None,
     *,
+    origin: Array = None,
     lr: float,
     momentum: float = 0.0,
     dampening: float = 0.0,
@@ -110,6 +122,7 @@ def sgd_step(
         p: parameters, written; dtypes and layouts as in `adam_step`.
         g: gradients, of p's dtype and shape.
         buf: momentum buffer, written; p's dtype, or float32 where p is 16-bit. Needed if momentum > 0.
+        origin: as in `adam_step`.
         lr: learning rate, >= 0.
         momentum: >= 0.
         dampening: any finite number.
@@ -135,7 +148,7 @@ def sgd_step(
     _check_sgd(buf is not None, momentum, dampening, nesterov)
     call(
         "sgd_step",
-        (p, g, buf),
+        (p, g, buf, origin),
         (lr, momentum, dampening, weight_decay, nesterov, decoupled, maximize, first, grad_scale),
     )
 
@@ -173,11 +186,10 @@ def global_norm(arrays: Sequence[Array]) -> float:
     groups: dict[Any, list[Array]] = {}  # by the dtype itself: its name costs ten times its hash
     for a in arrays:
         groups.setdefault(getattr(a, "dtype", None), []).append(a)
-    narrow = all(str(d).endswith(("float32", "float16", "uint16")) for d in groups)
-    total, scale, out = 0.0, 1.0, np.zeros(2)
-    for scale in (1.0, 2.0**-600, 2.0**600):  # the last two only where float64 squares overflow or vanish
-        total = 0.0
-        finite = True
+    out = np.zeros(2)
+
+    def sums(scale: float) -> tuple[float, bool]:
+        total, finite = 0.0, True
         for group in groups.values():
             try:
                 call("sum_squares", (group, out), (scale,))
@@ -185,6 +197,22 @@ def global_norm(arrays: Sequence[Array]) -> float:
                 raise _in_words_of_norm(error, arrays, group) from None
             total += float(out[0])
             finite = finite and not out[1]
+        return total, finite
+
+    return scaled_norm(sums, groups)
+
+
+def scaled_norm(sums: Callable[[float], tuple[float, bool]], dtypes: Iterable[Any]) -> float:
+    """The root of a sum of squares.
+
+    Args:
+        sums: (scale) -> the sum of (scale x)^2 over all elements x, and whether all are finite.
+        dtypes: of the arrays.
+    """
+    narrow = all(str(d).endswith(("float32", "float16", "uint16")) for d in dtypes)
+    total, scale = 0.0, 1.0
+    for scale in (1.0, 2.0**-600, 2.0**600):  # the last two only where float64 squares overflow or vanish
+        total, finite = sums(scale)
         if not finite:
             return math.nan if math.isnan(total) else math.inf
         if narrow or 1e-200 < total < math.inf:
@@ -206,7 +234,8 @@ class AdamPlan(Plan):
     """A model's arrays for Adam, checked once and stepped in one call and one parallel region.
 
     Args:
-        p, g, m, v, max_v: lists of arrays as in `adam_step`, all of one dtype; shapes may differ along the lists.
+        p, g, m, v, max_v, origin: lists of arrays as in `adam_step`, all of one dtype; shapes may differ along the
+            lists.
 
     Raises:
         TypeError, ValueError, BufferError: as `adam_step`; lists of different lengths are a ValueError.
@@ -229,13 +258,14 @@ class AdamPlan(Plan):
         v: Sequence[Array],
         *,
         max_v: Sequence[Array] | None = None,
+        origin: Sequence[Array] | None = None,
     ) -> None:
-        super().__init__("adam_step", (list(p), list(g), list(m), list(v), None if max_v is None else list(max_v)))
+        super().__init__("adam_step", (list(p), list(g), list(m), list(v), _listed(max_v), _listed(origin)))
 
     def set_grads(self, g: Sequence[Array]) -> None:
         """Takes other gradient arrays from now on."""
-        p, _, *states = self._columns
-        self.rebind((p, list(g), *states))
+        p, _, *rest = self._columns
+        self.rebind((p, list(g), *rest))
 
     def step(
         self,
@@ -261,7 +291,7 @@ class SGDPlan(Plan):
     """A model's arrays for SGD, checked once and stepped in one call and one parallel region.
 
     Args:
-        p, g, buf: lists of arrays as in `sgd_step`, all of one dtype; shapes may differ along the lists.
+        p, g, buf, origin: lists of arrays as in `sgd_step`, all of one dtype; shapes may differ along the lists.
 
     Raises:
         TypeError, ValueError, BufferError: as `sgd_step`; lists of different lengths are a ValueError.
@@ -273,13 +303,20 @@ class SGDPlan(Plan):
     [array([0.75, 0.75])]
     """
 
-    def __init__(self, p: Sequence[Array], g: Sequence[Array], buf: Sequence[Array] | None = None) -> None:
-        super().__init__("sgd_step", (list(p), list(g), None if buf is None else list(buf)))
+    def __init__(
+        self,
+        p: Sequence[Array],
+        g: Sequence[Array],
+        buf: Sequence[Array] | None = None,
+        *,
+        origin: Sequence[Array] | None = None,
+    ) -> None:
+        super().__init__("sgd_step", (list(p), list(g), _listed(buf), _listed(origin)))
 
     def set_grads(self, g: Sequence[Array]) -> None:
         """Takes other gradient arrays from now on."""
-        p, _, buf = self._columns
-        self.rebind((p, list(g), buf))
+        p, _, *rest = self._columns
+        self.rebind((p, list(g), *rest))
 
     def step(
         self,

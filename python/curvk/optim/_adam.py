@@ -46,6 +46,7 @@ class Adam(Optimizer):
     _flags = ("amsgrad", "maximize", "decoupled_weight_decay")
     _required = ("exp_avg", "exp_avg_sq")
     _optional = ("max_exp_avg_sq",)
+    _extra_keys = ("origin",)
 
     def __init__(
         self,

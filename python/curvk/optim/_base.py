@@ -14,9 +14,10 @@ import numpy as np
 
 from .. import _arrays, _store
 from .._arrays import Array
+from .._backend import Plan
 from .._errors import message
 from .._signatures import Range, ops
-from ..kernels.optim import AdamPlan, SGDPlan, global_norm
+from ..kernels.optim import global_norm
 
 Group = dict[str, Any]
 Arrays = list[Any]
@@ -55,6 +56,7 @@ class Optimizer:
     _flags: ClassVar[tuple[str, ...]]
     _required: ClassVar[tuple[str, ...]]  # the states that every parameter has after its first step
     _optional: ClassVar[tuple[str, ...]] = ()
+    _extra_keys: ClassVar[tuple[str, ...]] = ()  # the array arguments after the states, which a step may bring along
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class Optimizer:
         self._present: list[bool] = []
         self._split = False  # whether step counts keep parameters of one group and dtype apart
         self._used: list[tuple[str, ...]] = []
+        self._extras: dict[str, Arrays] = {}  # for this step: an array for each parameter
         if isinstance(params, dict) or hasattr(params, "shape") or not isinstance(params, Iterable):
             raise TypeError(message(self._name, "params", type(params).__name__, "a list of arrays or of group dicts"))
         groups = list(params)
@@ -105,7 +108,7 @@ class Optimizer:
         """The states that the group's parameters step with."""
         raise NotImplementedError
 
-    def _plan(self, p: Arrays, g: Arrays, states: dict[str, Arrays]) -> AdamPlan | SGDPlan:
+    def _plan(self, p: Arrays, g: Arrays, states: dict[str, Arrays]) -> Plan:
         raise NotImplementedError
 
     def _run(self, cohort: Cohort, group: Group, grad_scale: float) -> None:
@@ -234,16 +237,34 @@ class Optimizer:
                 excess = (norm / grad_scale + 1e-6) / self.max_grad_norm
                 if excess > 1:
                     grad_scale = min(grad_scale * excess, sys.float_info.max)
-        if loss is not None:
-            self._take_loss(loss)
-        for cohort in self._cohorts:
-            self._run(cohort, self.param_groups[cohort.group], grad_scale)
-            if cohort.states:
-                cohort.steps += 1
-                cohort.owed += 1
+        try:
+            if self._extras:
+                self._bind_extras(self._extras)
+            if loss is not None:
+                self._take_loss(loss)
+            for cohort in self._cohorts:
+                self._run(cohort, self.param_groups[cohort.group], grad_scale)
+                if cohort.states:
+                    cohort.steps += 1
+                    cohort.owed += 1
+        finally:
+            if self._extras:
+                self._bind_extras({})
         if self._split and any(cohort.steps == 1 for cohort in self._cohorts):
             self._dissolve()  # where a first step is special (SGD), newcomers now step like the others
         return True
+
+    def _bind_extras(self, extras: Mapping[str, Arrays]) -> None:
+        """Gives the plans these extra arrays, none where a name is absent."""
+        for cohort in self._cohorts:
+            columns = cohort.plan._columns
+            kept = columns[: len(columns) - len(self._extra_keys)]
+            own = [[extras[k][i] for i in cohort.indices] if k in extras else None for k in self._extra_keys]
+            try:
+                cohort.plan.rebind((*kept, *own))
+            except (TypeError, ValueError, BufferError) as error:
+                self._dissolve()  # a plan that refused arrays holds none
+                self._reword(error, cohort.indices)
 
     def _recheck_numbers(self, k: int, group: Group) -> None:
         """Checks a group's numbers unless they are the very objects that were found good."""
@@ -333,7 +354,7 @@ class Optimizer:
         text = str(error).replace(f"{self._op}: ", f"{self._name}: ", 1)
         if indices is not None:
             words = {"p": "params", "g": "grads"}
-            text = re.sub(r"\b([pg])\[(\d+)\]", lambda m: f"{words[m[1]]}[{indices[int(m[2])]}]", text)
+            text = re.sub(r"\b(\w+)\[(\d+)\]", lambda m: f"{words.get(m[1], m[1])}[{indices[int(m[2])]}]", text)
         raise type(error)(text) from None
 
     # ---- states ----

@@ -52,6 +52,7 @@ class SGD(Optimizer):
     _scalars = ("lr", "momentum", "dampening", "weight_decay")
     _flags = ("nesterov", "maximize", "decoupled_weight_decay")
     _required = ("momentum_buffer",)
+    _extra_keys = ("origin",)
 
     def __init__(
         self,

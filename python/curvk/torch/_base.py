@@ -100,17 +100,19 @@ class Steps:
     """The step counts of parameters that step together: one float32 vector, its 0-dim views the `step` states.
 
     So counting a thousand parameters is one addition. A `step` that somebody replaced is noticed by its identity.
+    `key` names another count.
     """
 
-    def __init__(self, states: list[State]) -> None:
+    def __init__(self, states: list[State], key: str = "step") -> None:
+        self.key = key
         with torch.inference_mode(False), torch.no_grad():
-            self.vector = torch.tensor([float(s["step"]) for s in states], dtype=torch.float32)
+            self.vector = torch.tensor([float(s[key]) for s in states], dtype=torch.float32)
             self.views = list(self.vector.unbind())
         for state, view in zip(states, self.views, strict=True):
-            state["step"] = view
+            state[key] = view
 
     def belong_to(self, states: list[State]) -> bool:
-        return len(states) == len(self.views) and all(map(is_, [s["step"] for s in states], self.views))
+        return len(states) == len(self.views) and all(map(is_, [s[self.key] for s in states], self.views))
 
     def counts(self) -> list[float]:
         """The counts, or only the one that all have."""
@@ -202,6 +204,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _op: str  # the kernel
     _needed: tuple[str, ...]  # the state keys without which a loaded state is not one of this class
     _array_keys: tuple[str, ...]  # the state keys of the parameter's shape
+    _extra_keys: tuple[str, ...] = ()  # the array arguments after the states, which a step may bring along
     _absent: Group  # what a group key means in a pickle or state dict older than the key
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf and calls step()
 
@@ -216,6 +219,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.skip_nonfinite = bool(skip_nonfinite)
         self._steps: dict[int, Steps] = {}  # by index of the group
         self._last: _Last | None = None  # None unless the last step was completed
+        self._extras: dict[str, dict[int, Tensor]] = {}  # for this step: a tensor for each parameter, by its id
         self._plans: list[Plan] = []  # one per kernel call of a step; a plan rebinds tensors that it knows faster
         super().__init__(params, defaults)
 
@@ -239,6 +243,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
         """The kernel's scalars in the header's order."""
         raise NotImplementedError
+
+    def _initial(self, p: Tensor, key: str) -> Tensor | None:
+        """The first value of a state; None for zeros."""
+        return None
 
     def _observe(self, loss: Any) -> None:
         """Sees the closure's loss, None without one, before the groups' numbers are read."""
@@ -327,7 +335,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             states = self._completed(params, states, keys, fresh)
             columns = [None if k is None else [s[k] for s in states] for k in keys]
         marks = self._marks(index, params, states, fresh)
-        table: list[Column] = [params, grads, *columns]
+        table: list[Column] = [params, grads, *columns, *self._extra_columns(params)]
         dtypes = [p.dtype for p in params]
         if len(set(dtypes)) == 1 and len(set(marks)) == 1:
             batches.append(self._batch(len(batches), index, marks[0], table, keys, fresh))
@@ -363,11 +371,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         if len(marks) > 1:
             return False
         try:
-            plan = self._plan(len(batches), (params, grads, *before.columns))
+            plan = self._plan(len(batches), (params, grads, *before.columns, *self._extra_columns(params)))
         except (TypeError, ValueError, BufferError, RuntimeError):
             return False
         batches.append(_Batch(index, marks[0], grads, plan, before.bases))
         return True
+
+    def _extra_columns(self, params: list[Tensor]) -> list[Column]:
+        tables = [self._extras.get(key) for key in self._extra_keys]
+        return [None if table is None else [table[id(p)] for p in params] for table in tables]
 
     def _plan(self, slot: int, columns: tuple[Column, ...]) -> Plan:
         if slot < len(self._plans):
@@ -377,7 +389,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self._plans[slot]
 
     def _release(self, used: int) -> None:
-        """Lets go of the gradients, so that zero_grad() frees them; plans that cannot let go are dropped."""
+        """Lets go of gradients and extras, so that zero_grad() frees them; plans that cannot let go are dropped."""
         kept = []
         for plan in self._plans[:used]:
             grads = plan._columns[1]
@@ -385,6 +397,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if get_backend() == "cpp" and grads and grads[0].untyped_storage().resizable():
                 kept.append(plan)
             grads.clear()
+            for extra in plan._columns[len(plan._columns) - len(self._extra_keys) :]:
+                if extra is not None:
+                    extra.clear()
         self._plans = kept
 
     def _completed(
@@ -396,7 +411,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for row in {row for row, _ in wanted}:
             completed[row] = {**({"step": 0.0} if "step" in self._needed else {}), **completed[row]}
             fresh[id(params[row])] = (params[row], completed[row])
-        new = _new_states([(params[row], k, None) for row, k in wanted])
+        new = _new_states([(params[row], k, self._initial(params[row], k)) for row, k in wanted])
         for (row, key), state in zip(wanted, new, strict=True):
             completed[row][key] = state
         return completed
@@ -420,7 +435,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The table with gradients that torch negates lazily made plain, and with states that follow their parameter's
         dtype and device after `model.to(...)`; None if that is not what is wrong.
         """
-        params, grads, *columns = table
+        params, grads, *columns = table[: 2 + len(keys)]
         mended: list[Column] = [params, [g.resolve_neg() if g.is_neg() else g for g in grads]]
         for key, column in zip(keys, columns, strict=True):
             mended.append(column and list(column))
@@ -433,6 +448,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             for row, s in zip(wrong, new, strict=True):
                 p = params[row]
                 fresh.setdefault(id(p), (p, dict(self.state[p])))[1][str(key)] = mended[-1][row] = s
+        for extra in table[2 + len(keys) :]:
+            mended.append(None if extra is None else [x.resolve_neg() if x.is_neg() else x for x in extra])
         same = all(
             a is b for old, new in zip(table, mended, strict=True) for a, b in zip(old or (), new or (), strict=True)
         )
@@ -472,7 +489,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _explained(self, index: int, table: list[Column], keys: tuple[str | None, ...], error: Exception) -> Exception:
         """An error in the words of the model for one in the words of the kernel."""
-        params, grads, *columns = table
+        params, grads, *columns = table[: 2 + len(keys)]
         peer = f"torch.optim.{type(self).__name__.removesuffix('Z')}"
         for row, (p, g) in enumerate(zip(params, grads, strict=True)):
             label = f"{self._name}: {self._label(index, p)}"
@@ -507,7 +524,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                         f"{tuple(p.shape)} as the parameter; delete optimizer.state[p] to start it anew"
                     )
         words = dict(
-            zip([a.name for a in next(iter(ops()[self._op].values())).arrays], ["", "gradient of ", *keys], strict=True)
+            zip(
+                [a.name for a in next(iter(ops()[self._op].values())).arrays],
+                ["", "gradient of ", *keys, *self._extra_keys],
+                strict=True,
+            )
         )
 
         def word(match: re.Match[str]) -> str:
@@ -542,7 +563,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._steps, self._plans, self._last = {}, [], None
+        self._steps, self._plans, self._last, self._extras = {}, [], None, {}
         for group in self.param_groups:
             for key, value in self._absent.items():
                 group.setdefault(key, value)

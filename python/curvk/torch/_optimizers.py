@@ -55,6 +55,7 @@ class SGD(FusedOptimizer):
     _op = "sgd_step"
     _needed = ("momentum_buffer",)
     _array_keys = ("momentum_buffer",)
+    _extra_keys = ("origin",)
     _absent = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": None}  # noqa: RUF012
 
     def __init__(
@@ -150,6 +151,7 @@ class Adam(FusedOptimizer):
     _op = "adam_step"
     _needed = ("step", "exp_avg", "exp_avg_sq")
     _array_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _extra_keys = ("origin",)
     _absent = {  # noqa: RUF012
         "amsgrad": False,
         "maximize": False,

@@ -29,6 +29,23 @@ def _state(fmt: str) -> str:
     return "f64" if fmt == "f64" else "f32"
 
 
+def _origin(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Array | None:
+    """Other parameters to start from, under the option `restored`."""
+    return sample(n, fmt, rng, _normal(1.0)) if o.get("restored") else None
+
+
+def _without(defaults: Options, o: Options) -> dict[str, Any]:
+    """The keywords of the public function: options that decide which arrays there are are none."""
+    return {k: v for k, v in {**defaults, **o}.items() if k not in ("restored", "amsgrad")}
+
+
+def _inputs(a: Arrays, fmt: str) -> tuple[Interval, Interval]:
+    """The parameters that a step starts from, and the gradients."""
+    start = a["p"] if a["origin"] is None else a["origin"]
+    p, g = (Interval.exact(decode(x, fmt), ARITHMETIC[fmt]) for x in (start, a["g"]))
+    return p, g
+
+
 # ---- SGD ------------------------------------------------------------------------------------------------------------
 
 SGD = {
@@ -46,23 +63,25 @@ SGD = {
 
 def _make_sgd(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
     p, g = (sample(n, fmt, rng, _normal(s)) for s in (1.0, 0.3))
-    return {"p": p, "g": g, "buf": sample(n, _state(fmt), rng, _normal(0.2)) if o.get("momentum") else None}
+    buf = sample(n, _state(fmt), rng, _normal(0.2)) if o.get("momentum") else None
+    return {"p": p, "g": g, "buf": buf, "origin": _origin(n, fmt, rng, o)}
 
 
 def _run_sgd(a: Arrays, o: Options, fmt: str) -> Arrays:
-    sgd_step(a["p"], a["g"], a["buf"], **{**SGD, **o})
+    sgd_step(a["p"], a["g"], a["buf"], origin=a["origin"], **_without(SGD, o))
     return {k: a[k] for k in ("p", "buf") if a[k] is not None}
 
 
 def _plan_sgd(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
-    plan = SGDPlan(a["p"], a["g"], a["buf"])
-    return lambda: plan.step(**{**SGD, **o})
+    plan = SGDPlan(a["p"], a["g"], a["buf"], origin=a["origin"])
+    options = _without(SGD, o)
+    return lambda: plan.step(**options)
 
 
 def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
     o = {**SGD, **o}
     s = ARITHMETIC[fmt]
-    p, g = (Interval.exact(decode(a[k], fmt), s) for k in "pg")
+    p, g = _inputs(a, fmt)
     one = Interval.exact(1.0, F64)
     g = g * (one / o["grad_scale"]).to(s)
     if o["maximize"]:
@@ -80,7 +99,7 @@ def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
 
 
 def _sgd_streams(o: Options) -> dict[str, str]:
-    streams = {"p": "rw", "g": "r"}
+    streams = {"p": "w", "g": "r", "origin": "r"} if o.get("restored") else {"p": "rw", "g": "r"}
     return {**streams, "buf": "w" if o.get("first") else "rw"} if o.get("momentum") else streams
 
 
@@ -104,27 +123,22 @@ ADAM = {
 }
 
 
-def _adam_options(o: Options) -> dict[str, Any]:
-    full = {**ADAM, **o}
-    del full["amsgrad"]  # not a keyword: max_v decides
-    return full
-
-
 def _make_adam(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
     p, g = (sample(n, fmt, rng, _normal(s)) for s in (1.0, 0.3))
     m = sample(n, _state(fmt), rng, _normal(0.1))
     v, max_v = (sample(n, _state(fmt), rng, _square(s)) for s in (0.01, 0.02))
-    return {"p": p, "g": g, "m": m, "v": v, "max_v": max_v if o.get("amsgrad") else None}
+    optional = {"max_v": max_v if o.get("amsgrad") else None, "origin": _origin(n, fmt, rng, o)}
+    return {"p": p, "g": g, "m": m, "v": v, **optional}
 
 
 def _run_adam(a: Arrays, o: Options, fmt: str) -> Arrays:
-    adam_step(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"], **_adam_options(o))
+    adam_step(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"], origin=a["origin"], **_without(ADAM, o))
     return {k: a[k] for k in ("p", "m", "v", "max_v") if a[k] is not None}
 
 
 def _plan_adam(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
-    plan = AdamPlan(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"])
-    options = _adam_options(o)
+    plan = AdamPlan(a["p"], a["g"], a["m"], a["v"], max_v=a["max_v"], origin=a["origin"])
+    options = _without(ADAM, o)
     return lambda: plan.step(**options)
 
 
@@ -137,7 +151,7 @@ def _power(base: float, n: int) -> Interval:
 def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
     o = {**ADAM, **o}
     s = ARITHMETIC[fmt]
-    p, g = (Interval.exact(decode(a[k], fmt), s) for k in "pg")
+    p, g = _inputs(a, fmt)
     m, v = (Interval.exact(a[k], s) for k in "mv")
     one = Interval.exact(1.0, F64)
     beta1, beta2 = (Interval.exact(b, F64) for b in o["betas"])
@@ -160,7 +174,8 @@ def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
 
 
 def _adam_streams(o: Options) -> dict[str, str]:
-    streams = {"p": "rw", "g": "r", "m": "rw", "v": "rw"}
+    parameters = {"p": "w", "origin": "r"} if o.get("restored") else {"p": "rw"}
+    streams = {**parameters, "g": "r", "m": "rw", "v": "rw"}
     return {**streams, "max_v": "rw"} if o.get("amsgrad") else streams
 
 
@@ -203,7 +218,7 @@ def _torch_single(kind: str) -> Factory:
     def factory(a: Arrays, o: Options, fmt: str) -> Contender | None:
         torch = optional("torch")
         o = {**(ADAM if "m" in a else SGD), **o}
-        if torch is None or o["grad_scale"] != 1 or (o["decoupled"] and "m" not in a):
+        if torch is None or o["grad_scale"] != 1 or a["origin"] is not None or (o["decoupled"] and "m" not in a):
             return None
         params = _parameters(torch, a)
         half = fmt in ("bf16", "f16")  # torch keeps states in the parameter's type, so it moves fewer bytes
@@ -225,7 +240,7 @@ def _torch_model(kind: str, fresh: bool = False) -> Factory:
     def factory(a: Arrays, o: Options, fmt: str) -> Contender | None:
         torch = optional("torch")
         o = {**(ADAM if "m" in a else SGD), **o}
-        if torch is None or o["grad_scale"] != 1:
+        if torch is None or o["grad_scale"] != 1 or o.get("restored"):
             return None
         try:
             module = torch.optim if kind != "curvk" else __import__("curvk.torch", fromlist=["AdamW"])
@@ -272,7 +287,11 @@ def _peer_options(a: Arrays, o: Options, fmt: str) -> dict[str, Any] | None:
     o = {**ADAM, **o}
     coupled = o["weight_decay"] and not o["decoupled"]
     covered = not (
-        a["max_v"] is not None or coupled or o["maximize"] or o["grad_scale"] != 1 or fmt not in ("f32", "f64")
+        any(a[k] is not None for k in ("max_v", "origin"))
+        or coupled
+        or o["maximize"]
+        or o["grad_scale"] != 1
+        or fmt not in ("f32", "f64")
     )
     return o if covered else None
 
@@ -438,6 +457,7 @@ CASES: Sequence[Case] = [
             "first": {"step": 1},
             "late": {"step": 100_000, "betas": (0.95, 0.9999)},
             "memoryless": {"betas": (0.0, 0.0), "eps": 0.5},
+            "restored": {"restored": True, "weight_decay": 0.01, "decoupled": True},
         },
         flops=_adam_flops,
         streams=_adam_streams,
@@ -479,6 +499,7 @@ CASES: Sequence[Case] = [
             "dampening": {"momentum": 0.9, "dampening": 0.3},
             "nesterov": {"momentum": 0.9, "nesterov": True},
             "nesterov-coupled": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+            "restored": {"restored": True, "momentum": 0.9, "weight_decay": 0.01},
         },
         flops=_sgd_flops,
         streams=_sgd_streams,

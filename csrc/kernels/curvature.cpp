@@ -1,0 +1,431 @@
+#include "core/kernel.h"
+#include "core/philox.h"
+
+namespace CURVK_LEVEL {
+#include "curvk/curvature.h"
+namespace {
+
+inline float magnitude(float x) { return __builtin_fabsf(x); }
+inline double magnitude(double x) { return __builtin_fabs(x); }
+inline float root(float x) { return sqrtf(x); }
+inline double root(double x) { return sqrt(x); }
+
+// ---- the look-ahead point ---------------------------------------------------------------------------------------------
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+void displace(T* __restrict p, const S* __restrict x, const S* __restrict z, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = Format::store(x[i] + z[i]);
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+void copy(T* __restrict p, const S* __restrict x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = Format::store(x[i]);
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t lookahead_list(CURVK_LOOKAHEAD_LIST(T, S)) {
+    for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t begin, int64_t size) {
+        T* const to = p[row] + begin;
+        const S* const from = lookahead[row] + begin;
+        if (scale == 0) return copy<Format>(to, from, size);
+        Source<Rademacher, S> z({uint64_t(seed), uint32_t(tensor[row]), uint32_t(draw)});
+        for_pieces<Rademacher>(offset[row] + begin, size, [&](int64_t piece, int64_t skip, int64_t i, int64_t n) {
+            prefetch_span(from + i, n);
+            displace<Format>(to + i, from + i, z(piece, S(scale)) + skip, n);
+        });
+    });
+    return 0;
+}
+
+// ---- Alice ------------------------------------------------------------------------------------------------------------
+// Modes are stages over blocks that stay in L1: loops add up where one loop for all combinations would multiply. Blocks are
+// short, so that a stage's arithmetic runs while the next one's lines arrive.
+
+enum Hess : int64_t { zero, absolute, rms, debiased };
+enum Limit : int64_t { adam, sgdm, fixed };
+
+constexpr int64_t stage_block = 64;
+
+template <class S>
+struct AliceScalars {
+    S inv_scale, beta1, beta2, beta3, half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi,
+        omega;
+};
+
+template <class S>
+AliceScalars<S> alice_scalars(CURVK_ALICE_SCALARS) {
+    (void)hess, (void)limit, (void)move;
+    return {S(1.0 / grad_scale), S(beta1), S(beta2), S(beta3), S(0.5 / sigma), S(2.0 / sigma), S(1.0 / sigma), S(eps),
+            S(l1), S(l2), S(l2 * l2), S(lr_min), S(lr_max), S(phi), S(omega)};
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+void sample_glass(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, S* __restrict glass,
+                  int64_t n, const AliceScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S c = Format::load(g[i]) * s.inv_scale;
+        const S d = S(0.5) * (Format::load(g_plus[i]) * s.inv_scale + Format::load(g_minus[i]) * s.inv_scale) - c;
+        const S rho = d * d * s.two_inv_sigma;
+        glass[i] = rho + s.beta3 * (glass[i] - rho);
+    }
+}
+
+template <class Format, Hess hess, class T = typename Format::T, class S = typename Format::S>
+void sample_hessian(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, S* __restrict hessian,
+                    int64_t n, const AliceScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S a = Format::load(g_plus[i]) * s.inv_scale, b = Format::load(g_minus[i]) * s.inv_scale;
+        S x;
+        if (hess == debiased) {
+            const S c = Format::load(g[i]) * s.inv_scale;
+            x = -(((a - c) * s.inv_sigma) * ((b - c) * s.inv_sigma));
+        } else {
+            const S slope = (a - b) * s.half_inv_sigma;
+            x = hess == absolute ? magnitude(slope) + s.l2 : slope * slope + s.l2_squared;
+        }
+        hessian[i] = x + s.beta3 * (hessian[i] - x);
+    }
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+void second_moment(const T* __restrict g, S* __restrict exp_avg_sq, S* __restrict grad, int64_t n, const AliceScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S x = Format::load(g[i]) * s.inv_scale, square = x * x;
+        grad[i] = x;
+        exp_avg_sq[i] = square + s.beta2 * (exp_avg_sq[i] - square);
+    }
+}
+
+template <class S>
+void regularise(const S* __restrict lookahead, S* __restrict grad, int64_t n, const AliceScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i)
+        grad[i] = (grad[i] + (lookahead[i] < 0 ? -s.l1 : s.l1)) + s.l2 * lookahead[i];
+}
+
+// h of the step from its running estimate, which may be absent.
+template <class S>
+void curvature(const S* __restrict hessian, Hess hess, S l2, S* __restrict h, int64_t n) {
+    if (hess == zero || !hessian)
+        for (int64_t i = 0; i < n; ++i) h[i] = S(0);
+    else if (hess == absolute)
+        for (int64_t i = 0; i < n; ++i) h[i] = hessian[i];
+    else if (hess == rms)
+        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i]);
+    else
+        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i] < 0 ? S(0) : hessian[i]) + l2;
+}
+
+constexpr double density_factor = 0.23873241463784300365;  // 3 / (4 pi)
+constexpr double density_cost = 0.46065886596178063902;    // sqrt(2 / (3 pi))
+
+template <class S>
+struct Bounded {
+    S value;
+    bool inside;
+};
+
+// q = b / d or, with `fixed`, a q, between its bounds lr_min / r and lr_max / r. One division serves all three: products
+// compare the fractions, and a NaN compares false, which gives the upper bound.
+template <Limit limit, class S>
+inline Bounded<S> bounded(S exp_avg, S glass, S h, S exp_avg_sq, S eps, S lr_min, S lr_max) {
+    const S a = magnitude(exp_avg), b = a + eps, k = S(density_factor) * glass, hb = h * b;
+    const S d = ((k + hb) + root(k * (k + S(2) * hb))) + eps * b;
+    const S r = limit == adam ? root(exp_avg_sq) + eps : S(1), top = limit == fixed ? a * b : b, product = top * r;
+    const bool below = product < lr_min * d, under = product < lr_max * d;
+    return {(below ? lr_min : under ? top : lr_max) / (under && !below ? d : r), under && product > lr_min * d};
+}
+
+// The first moment and the step. One loop, so that loads and stores hide behind the divider, which two or three roots and a
+// division keep busy. `rooted` takes h from the running mean of a square, and then adds `shift`.
+template <class Format, Limit limit, bool rooted, class T = typename Format::T, class S = typename Format::S>
+void advance(T* __restrict p, const S* __restrict grad, S* __restrict exp_avg, const S* __restrict glass,
+             const S* __restrict hessian, const S* __restrict exp_avg_sq, S* __restrict center, S* __restrict lookahead,
+             int64_t n, const AliceScalars<S> s, S shift) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S first = grad[i] + s.beta1 * (exp_avg[i] - grad[i]);
+        exp_avg[i] = first;
+        const S h = rooted ? root(hessian[i] < 0 ? S(0) : hessian[i]) + shift : hessian[i];
+        const S x = bounded<limit>(first, glass[i], h, exp_avg_sq[i], s.eps, s.lr_min, s.lr_max).value;
+        const S delta = limit == fixed ? (first < 0 ? x : -x) : -(first * x);
+        const S old = center[i], moved = old + s.phi * delta;
+        lookahead[i] = old + s.omega * delta;
+        center[i] = moved;
+        p[i] = Format::store(moved);
+    }
+}
+
+// While nothing moves: the first moment alone.
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+void stand(T* __restrict p, const S* __restrict grad, S* __restrict exp_avg, const S* __restrict center, int64_t n,
+           const AliceScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i) {
+        exp_avg[i] = grad[i] + s.beta1 * (exp_avg[i] - grad[i]);
+        p[i] = Format::store(center[i]);
+    }
+}
+
+template <class Format, bool rooted>
+constexpr auto advance_loop(int64_t limit) {
+    return limit == adam ? advance<Format, adam, rooted> : limit == sgdm ? advance<Format, sgdm, rooted> : advance<Format, fixed, rooted>;
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t alice_list(CURVK_ALICE_LIST(T, S)) {
+    const auto s = alice_scalars<S>(beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move,
+                                    grad_scale);
+    const Hess mode = Hess(hess);
+    const bool regular = s.l1 != 0 || s.l2 != 0;
+    const auto sample = mode == absolute ? sample_hessian<Format, absolute>
+                        : mode == rms    ? sample_hessian<Format, rms>
+                                         : sample_hessian<Format, debiased>;
+    const bool rooted = mode == rms || mode == debiased;
+    const auto step = rooted ? advance_loop<Format, true>(limit) : advance_loop<Format, false>(limit);
+    const S shift = mode == debiased ? s.l2 : S(0);
+    for_list(sizes, count, elementwise_grain / 2, [=](int64_t row, int64_t begin, int64_t size) {
+        const S none[stage_block] = {};
+        for (int64_t at = 0; at < size; at += stage_block) {
+            const int64_t i = begin + at, n = size - at < stage_block ? size - at : stage_block;
+            S grad[stage_block];
+            S* const density = glass ? glass[row] + i : nullptr;
+            S* const estimate = hessian ? hessian[row] + i : nullptr;
+            prefetch_span(g[row] + i, n), prefetch_span(exp_avg[row] + i, n), prefetch_span(exp_avg_sq[row] + i, n);
+            prefetch_span(center[row] + i, n);
+            if (density) prefetch_span(density, n);
+            if (estimate) prefetch_span(estimate, n);
+            if (g_plus && g_minus) {
+                prefetch_span(g_plus[row] + i, n), prefetch_span(g_minus[row] + i, n);
+                if (density) sample_glass<Format>(g[row] + i, g_plus[row] + i, g_minus[row] + i, density, n, s);
+                if (estimate && mode != zero) sample(g[row] + i, g_plus[row] + i, g_minus[row] + i, estimate, n, s);
+            }
+            second_moment<Format>(g[row] + i, exp_avg_sq[row] + i, grad, n, s);
+            if (regular) regularise<S>(lookahead[row] + i, grad, n, s);
+            if (!move) stand<Format>(p[row] + i, grad, exp_avg[row] + i, center[row] + i, n, s);
+            else
+                step(p[row] + i, grad, exp_avg[row] + i, density ? density : none,
+                     estimate && mode != zero ? estimate : none, exp_avg_sq[row] + i, center[row] + i, lookahead[row] + i, n, s,
+                     shift);
+        }
+    });
+    return 0;
+}
+
+// ---- sums -------------------------------------------------------------------------------------------------------------
+
+constexpr int64_t sum_chunk = 32768;
+
+void add_lanes(const double* __restrict x, int64_t n, double* __restrict total) {
+    double lane[lanes];  // a local array of one loop: two arrays, or a struct's, stay in memory
+    memcpy(lane, total, sizeof lane);
+    const int64_t whole = n - n % lanes;
+    for (int64_t i = 0; i < whole; i += lanes)
+        for (int64_t l = 0; l < lanes; ++l) lane[l] += x[i + l];
+    for (int64_t l = 0; whole + l < n; ++l) lane[l] += x[whole + l];
+    memcpy(total, lane, sizeof lane);
+}
+
+// out[k] <- sum over all elements of term k. f(row, i, n, terms) writes the terms of n <= stage_block elements.
+template <int terms, class F>
+int32_t sum_terms(const int64_t* sizes, int64_t count, double* out, F f) {
+    int64_t chunks = 0;
+    for (int64_t row = 0; row < count; ++row) chunks += (sizes[row] + sum_chunk - 1) / sum_chunk;
+    double* const partials = static_cast<double*>(malloc((size_t(chunks) * terms + 1) * sizeof(double)));
+    if (!partials) return CURVK_NO_MEMORY;
+    for_ranges(chunks, 1, [=](int64_t begin, int64_t end) {
+        int64_t first = 0;  // the row's first chunk
+        for (int64_t row = 0; row < count && first < end; ++row) {
+            const int64_t own = (sizes[row] + sum_chunk - 1) / sum_chunk;
+            for (int64_t c = begin > first ? begin : first; c < end && c < first + own; ++c) {
+                const int64_t from = (c - first) * sum_chunk;
+                const int64_t to = sizes[row] < from + sum_chunk ? sizes[row] : from + sum_chunk;
+                double total[terms][lanes] = {}, term[terms][stage_block];
+                for (int64_t i = from; i < to; i += stage_block) {
+                    const int64_t n = to - i < stage_block ? to - i : stage_block;
+                    f(row, i, n, term);
+                    for (int k = 0; k < terms; ++k) add_lanes(term[k], n, total[k]);
+                }
+                for (int k = 0; k < terms; ++k) partials[c * terms + k] = fold(total[k]);
+            }
+            first += own;
+        }
+    });
+    for (int k = 0; k < terms; ++k) {
+        out[k] = 0;
+        for (int64_t c = 0; c < chunks; ++c) out[k] += partials[c * terms + k];
+    }
+    free(partials);
+    return 0;
+}
+
+template <Limit limit, class S>
+void model_terms(const S* __restrict exp_avg, const S* __restrict glass, const S* __restrict h, const S* __restrict exp_avg_sq,
+                 int64_t n, S eps, S lr_min, S lr_max, S fraction, double* __restrict inside, double* __restrict change) {
+    for (int64_t i = 0; i < n; ++i) {
+        const auto step = bounded<limit>(exp_avg[i], glass[i], h[i], exp_avg_sq[i], eps, lr_min, lr_max);
+        const S a = magnitude(exp_avg[i]), s = fraction * (limit == fixed ? step.value : a * step.value);
+        inside[i] = step.inside ? 1.0 : 0.0;
+        change[i] = double((S(0.5) * h[i] * s * s - a * s) + S(density_cost) * root(glass[i]) * (s * root(s)));
+    }
+}
+
+template <class S>
+int32_t model_list(CURVK_ALICE_MODEL_LIST(S)) {
+    const Hess mode = Hess(hess);
+    const auto fill = limit == adam ? model_terms<adam, S> : limit == sgdm ? model_terms<sgdm, S> : model_terms<fixed, S>;
+    return sum_terms<2>(sizes, count, out, [=](int64_t row, int64_t i, int64_t n, double (&term)[2][stage_block]) {
+        const S none[stage_block] = {};
+        S h[stage_block];
+        curvature<S>(hessian ? hessian[row] + i : nullptr, mode, S(l2), h, n);
+        fill(exp_avg[row] + i, glass ? glass[row] + i : none, h, exp_avg_sq[row] + i, n, S(eps), S(lr_min), S(lr_max),
+             S(fraction), term[0], term[1]);
+    });
+}
+
+template <class Format, class T = typename Format::T>
+void glass_terms(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, int64_t n,
+                 double* __restrict jump, double* __restrict change, double* __restrict product, double* __restrict square) {
+    for (int64_t i = 0; i < n; ++i) {
+        const double c = double(Format::load(g[i]));
+        const double a = double(Format::load(g_plus[i])), b = double(Format::load(g_minus[i]));
+        const double d = 0.5 * (a + b) - c, up = a - c, down = b - c;
+        jump[i] = d * d;
+        change[i] = 0.5 * (up * up + down * down);
+        product[i] = -(up * down);
+        square[i] = c * c;
+    }
+}
+
+template <class Format, class T = typename Format::T>
+int32_t glass_sums_list(CURVK_GLASS_SUMS_LIST(T)) {
+    return sum_terms<4>(sizes, count, out, [=](int64_t row, int64_t i, int64_t n, double (&term)[4][stage_block]) {
+        glass_terms<Format>(g[row] + i, g_plus[row] + i, g_minus[row] + i, n, term[0], term[1], term[2], term[3]);
+    });
+}
+
+// ---- running moments --------------------------------------------------------------------------------------------------
+
+template <class Format, bool density, class T = typename Format::T, class S = typename Format::S>
+void moments(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, S* __restrict mean,
+             S* __restrict m2, int64_t n, S factor, S share) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S c = Format::load(g[i]), a = Format::load(g_plus[i]), b = Format::load(g_minus[i]);
+        const S d = S(0.5) * (a + b) - c;
+        const S x = density ? d * d * factor : -(((a - c) * factor) * ((b - c) * factor));
+        const S before = x - mean[i], now = mean[i] + before * share;
+        mean[i] = now;
+        m2[i] = m2[i] + before * (x - now);
+    }
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t moments_list(CURVK_GLASS_MOMENTS_LIST(T, S)) {
+    const S doubled = S(2.0 / sigma), single = S(1.0 / sigma), share = S(1.0 / double(sample));
+    for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t begin, int64_t size) {
+        for (int64_t at = 0; at < size; at += stage_block) {
+            const int64_t i = begin + at, n = size - at < stage_block ? size - at : stage_block;
+            const T *const c = g[row] + i, *const a = g_plus[row] + i, *const b = g_minus[row] + i;
+            moments<Format, true>(c, a, b, rho[row] + i, rho_m2[row] + i, n, doubled, share);
+            moments<Format, false>(c, a, b, h2[row] + i, h2_m2[row] + i, n, single, share);
+        }
+    });
+    return 0;
+}
+
+// ---- SAM --------------------------------------------------------------------------------------------------------------
+
+template <class Format, bool adaptive, class T = typename Format::T, class S = typename Format::S>
+inline T ascended(T p, T g, S scale, S eta) {
+    const S w = Format::load(p), t = magnitude(w) + eta;
+    return Format::store(w + (adaptive ? t * t * Format::load(g) : Format::load(g)) * scale);
+}
+
+template <class Format, bool adaptive, class T = typename Format::T, class S = typename Format::S>
+void ascend_and_swap(T* __restrict p, T* __restrict g, int64_t n, S scale, S eta) {
+    for (int64_t i = 0; i < n; ++i) {
+        const T w = p[i];
+        p[i] = ascended<Format, adaptive>(w, g[i], scale, eta);
+        g[i] = w;
+    }
+}
+
+template <class Format, bool adaptive, class T = typename Format::T, class S = typename Format::S>
+void ascend_and_save(T* __restrict p, const T* __restrict g, T* __restrict saved, int64_t n, S scale, S eta) {
+    for (int64_t i = 0; i < n; ++i) {
+        const T w = p[i];
+        p[i] = ascended<Format, adaptive>(w, g[i], scale, eta);
+        saved[i] = w;
+    }
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t sam_list(CURVK_SAM_LIST(T)) {
+    const auto swap = adaptive ? ascend_and_swap<Format, true> : ascend_and_swap<Format, false>;
+    const auto save = adaptive ? ascend_and_save<Format, true> : ascend_and_save<Format, false>;
+    for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t i, int64_t n) {
+        if (saved) save(p[row] + i, g[row] + i, saved[row] + i, n, S(scale), S(eta));
+        else swap(p[row] + i, g[row] + i, n, S(scale), S(eta));
+    });
+    return 0;
+}
+
+template <class Format, class T = typename Format::T>
+void asam_terms(const T* __restrict p, const T* __restrict g, int64_t n, double eta, double scale, double* __restrict square) {
+    for (int64_t i = 0; i < n; ++i) {
+        const double x = (magnitude(double(Format::load(p[i]))) + eta) * double(Format::load(g[i])) * scale;
+        square[i] = x * x;
+    }
+}
+
+template <class Format, class T = typename Format::T>
+void non_finite_terms(const T* __restrict p, const T* __restrict g, int64_t n, double* __restrict bad) {
+    for (int64_t i = 0; i < n; ++i) {
+        const double w = double(Format::load(p[i])), x = double(Format::load(g[i]));
+        bad[i] = w - w == 0 && x - x == 0 ? 0.0 : 1.0;
+    }
+}
+
+template <class Format, class T = typename Format::T>
+int32_t asam_norm_list(CURVK_ASAM_NORM_LIST(T)) {
+    return sum_terms<2>(sizes, count, out, [=](int64_t row, int64_t i, int64_t n, double (&term)[2][stage_block]) {
+        asam_terms<Format>(p[row] + i, g[row] + i, n, eta, scale, term[0]);
+        non_finite_terms<Format>(p[row] + i, g[row] + i, n, term[1]);
+    });
+}
+
+}  // namespace
+
+#define CURVATURE(FMT, T, S, Format)                                                                                   \
+    int32_t curvk_alice_lookahead_list_##FMT(CURVK_LOOKAHEAD_LIST(T, S)) {                                             \
+        return lookahead_list<Format>(p, lookahead, tensor, offset, sizes, count, scale, draw, seed);                  \
+    }                                                                                                                  \
+    int32_t curvk_alice_step_list_##FMT(CURVK_ALICE_LIST(T, S)) {                                                      \
+        return alice_list<Format>(p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus,       \
+                                  sizes, count, beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega,   \
+                                  hess, limit, move, grad_scale);                                                      \
+    }                                                                                                                  \
+    int32_t curvk_glass_sums_list_##FMT(CURVK_GLASS_SUMS_LIST(T)) {                                                    \
+        return glass_sums_list<Format>(g, g_plus, g_minus, sizes, count, out);                                         \
+    }                                                                                                                  \
+    int32_t curvk_glass_moments_list_##FMT(CURVK_GLASS_MOMENTS_LIST(T, S)) {                                           \
+        return moments_list<Format>(g, g_plus, g_minus, rho, rho_m2, h2, h2_m2, sizes, count, sample, sigma);          \
+    }                                                                                                                  \
+    int32_t curvk_sam_perturb_list_##FMT(CURVK_SAM_LIST(T)) {                                                          \
+        return sam_list<Format>(p, g, saved, sizes, count, scale, adaptive, eta);                                      \
+    }                                                                                                                  \
+    int32_t curvk_asam_sum_squares_list_##FMT(CURVK_ASAM_NORM_LIST(T)) {                                               \
+        return asam_norm_list<Format>(p, g, sizes, count, eta, scale, out);                                            \
+    }
+CURVATURE(f32, float, float, F32)
+CURVATURE(f64, double, double, F64)
+CURVATURE(bf16, uint16_t, float, BF16)
+CURVATURE(f16, uint16_t, float, F16)
+
+int32_t curvk_alice_model_list_f32(CURVK_ALICE_MODEL_LIST(float)) {
+    return model_list<float>(exp_avg, glass, hessian, exp_avg_sq, sizes, count, eps, l2, lr_min, lr_max, fraction, hess, limit,
+                             out);
+}
+int32_t curvk_alice_model_list_f64(CURVK_ALICE_MODEL_LIST(double)) {
+    return model_list<double>(exp_avg, glass, hessian, exp_avg_sq, sizes, count, eps, l2, lr_min, lr_max, fraction, hess,
+                              limit, out);
+}
+
+}  // namespace CURVK_LEVEL
