@@ -109,10 +109,8 @@ void curvature(const S* __restrict hessian, Hess hess, S l2, S* __restrict h, in
         for (int64_t i = 0; i < n; ++i) h[i] = S(0);
     else if (hess == absolute)
         for (int64_t i = 0; i < n; ++i) h[i] = hessian[i];
-    else if (hess == rms)
-        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i]);
     else
-        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i] < 0 ? S(0) : hessian[i]) + l2;
+        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i] < 0 ? S(0) : hessian[i]) + (hess == rms ? S(0) : l2);
 }
 
 constexpr double density_factor = 0.23873241463784300365;  // 3 / (4 pi)

@@ -22,7 +22,7 @@
  *                                            hess 3: x = -(g+ - g) (g- - g) / sigma^2
  *   exp_avg_sq <- g^2 + beta2 (exp_avg_sq - g^2);  then  g <- g + l1 sign(lookahead) + l2 lookahead,  sign(0) = 1
  *   exp_avg <- g + beta1 (exp_avg - g)
- *   if move, with a = |exp_avg|, b = a + eps, k = 3/(4 pi) glass, and h = 0 | hessian | sqrt(hessian) |
+ *   if move, with a = |exp_avg|, b = a + eps, k = 3/(4 pi) glass, and h = 0 | hessian | sqrt(max(hessian, 0)) |
  *   sqrt(max(hessian, 0)) + l2 for hess 0 | 1 | 2 | 3:
  *     q <- b / d,  d = k + h b + sqrt(k (k + 2 h b)) + eps b, then between the bounds (a NaN takes the upper one):
  *       limit 0 (adam):  lr_min / r <= q <= lr_max / r,  r = sqrt(exp_avg_sq) + eps;   delta = -exp_avg q

@@ -62,9 +62,8 @@ def _curvature(x, hess, l2, zero):  # type: ignore[no-untyped-def]
         return zero
     if hess == 1:
         return x
-    if hess == 2:
-        return np.sqrt(x)
-    return np.sqrt(zero if x < 0 else x) + l2
+    root = np.sqrt(zero if x < 0 else x)
+    return root + (zero if hess == 2 else l2)
 
 
 @loop

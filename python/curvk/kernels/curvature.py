@@ -110,8 +110,8 @@ def alice_step(
         exp_avg_sq <- g^2 + beta2 (exp_avg_sq - g^2);      g <- g + l1 sign(lookahead) + l2 lookahead
         exp_avg    <- g + beta1 (exp_avg - g)
 
-    and if `move`, with a = abs(exp_avg), b = a + eps, k = 3 / (4 pi) glass, and h = 0, hessian, sqrt(hessian) or
-    sqrt(max(hessian, 0)) + l2 for the four `hess` in order::
+    and if `move`, with a = abs(exp_avg), b = a + eps, k = 3 / (4 pi) glass, and h = 0, hessian,
+    sqrt(max(hessian, 0)) or sqrt(max(hessian, 0)) + l2 for the four `hess` in order::
 
         q         <- b / (k + h b + sqrt(k (k + 2 h b)) + eps b), bounded; delta = -exp_avg q
         lookahead <- center + omega delta;         center <- center + phi delta
