@@ -59,6 +59,26 @@ class Skeleton(nn.Module):
         return x
 
 
+class Layers(nn.Module):
+    """GPT-2 small's shapes as embeddings, linear layers without bias and norms, each evaluated on one token."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        shapes = [(max(1, s[0] // divisor), *s[1:]) for s in MODELS["gpt2-small"]()]
+        matrices = [s for s in shapes[2:] if len(s) == 2]
+        self.tables = nn.ModuleList(nn.Embedding(*s) for s in shapes[:2])
+        self.layers = nn.ModuleList(nn.Linear(s[1], s[0], bias=False) for s in matrices)
+        self.norms = nn.ModuleList(nn.LayerNorm(s) for s in shapes if len(s) == 1)
+
+    def forward(self, x: Tensor) -> None:
+        for table in self.tables:
+            table(torch.zeros(1, dtype=torch.long))
+        for layer in self.layers:
+            layer(x.expand(1, layer.in_features))
+        for norm in self.norms:
+            norm(x.expand(1, *norm.normalized_shape))
+
+
 def reference(tensors: list[nn.Parameter]) -> Callable[[], None]:
     """The operations of the published code for one step."""
 
@@ -140,6 +160,27 @@ def step_rows(divisor: int) -> list[Contender]:
     return rows
 
 
+def low_rank_rows(divisor: int) -> list[Contender]:
+    """Whole steps with two forwards of one token, which read each matrix once; the first row is these alone.
+
+    The bytes are those of weights and their buffers per parameter of a linear layer, by design, forwards excluded.
+    """
+    model = Layers(divisor)
+    x = torch.zeros(1)
+    steps: list[tuple[str, Any, dict[str, Any]]] = [
+        ("MeZO, restore=scratch: 24 bytes", curvk.torch.MeZO, {}),
+        ("MeZO, restore=copy: 32 bytes", curvk.torch.MeZO, {"restore": "copy"}),
+        ("LOZO, restore=scratch: 24 bytes", curvk.torch.LOZO, {}),
+        ("LOZO, restore=copy: 32 bytes", curvk.torch.LOZO, {"restore": "copy"}),
+        ("LOZO, restore=lazy, no fold: 0 bytes", curvk.torch.LOZO, {"restore": "lazy", "interval": 1 << 20}),
+        ("LOZO, restore=lazy, V and fold in each step: 8 bytes", curvk.torch.LOZO, {"restore": "lazy", "interval": 1}),
+    ]
+    return [
+        Contender("two forwards", lambda: (model(x), model(x))),
+        *(torch_step(name, kind, model, **options) for name, kind, options in steps),
+    ]
+
+
 def kernel_rows(n: int, seeds_n: int, threads: int) -> list[Contender]:
     """Single kernels on one array; the first is what the others are compared with."""
     p, z, q = np.zeros(n, np.float32), np.empty(n, np.float32), np.zeros(seeds_n, np.float32)
@@ -205,9 +246,12 @@ def main() -> int:
         for threads in tqdm(sorted({int(t) for t in arguments.threads.split(",")}), unit="threads", disable=None):
             steps = measure(rows, threads, arguments.rounds)
             kernels = measure(kernel_rows(n, seeds_n, threads), threads, arguments.rounds)
-            result["threads"][threads] = {"steps": steps, "kernels": kernels}
+            low_rank = measure(low_rank_rows(divisor), threads, arguments.rounds)
+            result["threads"][threads] = {"steps": steps, "kernels": kernels, "low_rank": low_rank}
             print(f"\nNoise work of one step, {elements:,} float32 parameters, {threads} thread(s)")
             print("\n".join(table(steps, "published operations, MeZO", elements)))
+            print(f"\nSteps with noise of rank 2, forwards of one token included, {threads} thread(s)")
+            print("\n".join(table(low_rank, "two forwards", elements)))
             print(f"\nOne pass over {n:,} float32 (axpy_seeds_: {seeds_n:,}), {threads} thread(s)")
             print("\n".join(table(kernels, "numpy Generator(Philox) normal + add", n)))
             many, one = (kernels[f"axpy_seeds_, rademacher, K = {k}"] for k in (64, 1))

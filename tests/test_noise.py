@@ -352,7 +352,7 @@ def test_tensor_word() -> None:
         for purpose, number in noise.PURPOSES.items():
             assert words[purpose, name] == number << 28 | words["probe", name]
     assert noise.PURPOSES == {
-        "probe": 0, "rounding": 1, "layers": 2, "bandit": 3, "sketch": 4, "langevin": 5, "sampling": 6
+        "probe": 0, "rounding": 1, "layers": 2, "bandit": 3, "sketch": 4, "langevin": 5, "sampling": 6, "basis": 7
     }  # fmt: skip
     # From coreutils: `printf weight | b2sum -l 32` says 9e162720, for "lm_head.weight" ae0ffd6c, for "é" 954544c2; the
     # bytes are read little-endian and the top four bits dropped.

@@ -32,7 +32,7 @@ __all__ = [
 DISTRIBUTIONS = ("normal", "normal_fast", "rademacher", "uniform")
 """The distributions of the stream, in the order of the C interface's numbers."""
 
-PURPOSES = {"probe": 0, "rounding": 1, "layers": 2, "bandit": 3, "sketch": 4, "langevin": 5, "sampling": 6}
+PURPOSES = {"probe": 0, "rounding": 1, "layers": 2, "bandit": 3, "sketch": 4, "langevin": 5, "sampling": 6, "basis": 7}
 """What a tensor word's top four bits say, so that no two uses of one seed and draw share noise."""
 
 Integers = np.ndarray[Any, Any]

@@ -23,11 +23,12 @@ except ModuleNotFoundError as error:
 
 from ..zeroth import ZOLog
 from ._optimizers import SGD, Adam, AdamW, AdamZ
-from ._zeroth import ES, FZOO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
+from ._zeroth import ES, FZOO, LOZO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
 
 __all__ = [
     "ES",
     "FZOO",
+    "LOZO",
     "SGD",
     "AdaLeZO",
     "Adam",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from .. import _store
 from .._arrays import Array
 from .._errors import message
+from ._lazy import Lazy
 from ._restore import Grid, Scheme, Scratch
 from ._select import Smallest
 from ._stream import DRAWS, SEEDS, integer
@@ -59,8 +60,9 @@ class ZOLog:
         self._seal = seal
         self._steps = 0
         self._columns = {name: bytearray() for name in _COLUMNS}
-        self._crcs = dict.fromkeys((*_COLUMNS, "rows"), 0)
+        self._crcs = dict.fromkeys((*_COLUMNS, "rows", "folds"), 0)
         self._rows: dict[int, bytes] = {}  # int32 per step: tensor, count, rows; for each tensor with rows
+        self._folds: list[int] = []
         in_units = {i for unit in header["units"] for i in unit}
         self._always = [i for i in range(len(header["names"])) if i not in in_units]
 
@@ -95,9 +97,14 @@ class ZOLog:
         return np.unpackbits(bits, axis=1, count=n, bitorder="little").astype(bool)
 
     @property
+    def folds(self) -> list[int]:
+        """After how many steps `fold_` wrote pending updates of restore="lazy", ascending; not those of each period."""
+        return list(self._folds)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all steps together."""
-        return sum(map(len, self._columns.values())) + sum(map(len, self._rows.values()))
+        return sum(map(len, (*self._columns.values(), *self._rows.values()))) + 8 * len(self._folds)
 
     @property
     def crc(self) -> int:
@@ -165,6 +172,17 @@ class ZOLog:
             self._crcs["rows"] = zlib.crc32(self._rows[self._steps], self._crcs["rows"])
         self._steps += 1
 
+    def record_fold(self) -> None:
+        """Notes that pending updates were folded into the arrays after the last step."""
+        self._folds.append(self._steps)
+        self._crcs["folds"] = zlib.crc32(np.int64(self._steps).tobytes(), self._crcs["folds"])
+
+    def since_fold(self) -> Iterator[Update]:
+        """The updates that restore="lazy" has not folded into the arrays by the log's end; others have none."""
+        interval = self.header.get("interval", 1)
+        first = max(self._steps - self._steps % interval, *self._folds[-1:], 0)
+        return map(self.update, range(first, self._steps))
+
     def update(self, step: int) -> Update:
         """What a step did to the weights."""
         if not 0 <= step < self._steps:
@@ -198,11 +216,12 @@ class ZOLog:
         log = ZOLog(self.header | {}, seal)
         log.end, log._steps, log._rows, log._crcs = self.end, self._steps, dict(self._rows), dict(self._crcs)
         log._columns = {name: bytearray(column) for name, column in self._columns.items()}
+        log._folds = list(self._folds)
         return log
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 
-    def replay(self, target: Any, upto: int | None = None, *, verify: bool = True) -> None:
+    def replay(self, target: Any, upto: int | None = None, *, verify: bool = True, fold: bool = False) -> None:
         """Turns the weights that the run started from into those after `upto` steps, bit for bit.
 
         Args:
@@ -211,6 +230,8 @@ class ZOLog:
             upto: how many steps; all by default.
             verify: after all steps, check the weights' CRC-32 against the one that was saved. To be able to put the
                 first weights back it holds a copy of them meanwhile.
+            fold: of a run with restore="lazy", whose arrays lag behind its weights, gives the weights: folds the
+                pending updates in at the end. By default the target ends as the run's arrays were.
 
         Raises:
             TypeError, ValueError, BufferError: another model (names, shapes, dtypes), other first weights (CRC-32), a
@@ -224,7 +245,8 @@ class ZOLog:
             return
         tensors = Tensors(header["names"], _arrays_of(target, header["names"]), "ZOLog.replay")
         self._check_target(tensors)
-        stream = Noise(header["seed"], header["dist"])
+        rank, period = header.get("rank", 0), header.get("interval", 1) * header["n_probes"]
+        stream = Noise(header["seed"], header["dist"], rank, period)
         scheme: Scheme
         if header["restore"] == "naive":
             found, needed = "a run with restore='naive', which drifts", "one with an exact restore"
@@ -232,7 +254,7 @@ class ZOLog:
         if header["restore"] == "grid":
             scheme = Grid(tensors, stream, header["estimator"]["eps"], "ZOLog.replay")
         else:
-            scheme = Scratch(tensors, stream)
+            scheme = (Lazy if header["restore"] == "lazy" else Scratch)(tensors, stream)
         chosen = header["selection"]
         masks = (
             Smallest(tensors, chosen["keep"], chosen["mask_every"], "ZOLog.replay")
@@ -240,6 +262,8 @@ class ZOLog:
             else None
         )
         self.apply(scheme, steps, masks, verify)
+        if fold:
+            scheme.fold()
 
     def apply(self, scheme: Scheme, steps: int, masks: Smallest | None = None, verify: bool = True) -> None:
         """The updates of the first steps on a scheme's weights; on any error the weights are as they were."""
@@ -252,6 +276,8 @@ class ZOLog:
                 if masks is not None:
                     update = replace(update, thresholds=masks.choose(step).thresholds)
                 scheme.update(update)
+                if step + 1 in self._folds:
+                    scheme.fold()
             if check and end is not None and tensors.digest() != end["digest"]:
                 found = "weights that differ from the run's last ones"
                 needed = "a run whose parameters nothing but its optimizer changed between steps"
@@ -335,6 +361,7 @@ class ZOLog:
             "rows": np.frombuffer(b"".join(rows), np.int32),
             "row_ends": np.cumsum([len(r) // 4 for r in rows], dtype=np.int64),
             "row_steps": np.array(sorted(self._rows), np.int64),
+            "folds": np.array(self._folds, np.int64),
         }
 
     @classmethod
@@ -354,10 +381,14 @@ class ZOLog:
             ends, rows = state["row_ends"].tolist(), state["rows"]
             for step, first, last in zip(state["row_steps"].tolist(), [0, *ends], ends, strict=False):
                 log._rows[step] = rows[first:last].tobytes()
+            log._folds = state["folds"].tolist() if "folds" in state else []  # logs without low-rank methods
+            if [f for f, g in zip(log._folds, [0, *log._folds], strict=False) if not g < f <= steps]:
+                raise ValueError(f"folds after {log._folds} of {steps} steps")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         log._crcs = {name: zlib.crc32(column) for name, column in log._columns.items()}
         log._crcs["rows"] = zlib.crc32(b"".join(log._rows[step] for step in sorted(log._rows)))
+        log._crcs["folds"] = zlib.crc32(np.array(log._folds, np.int64).tobytes())
         return log
 
 
@@ -369,6 +400,11 @@ def _check_header(header: Any) -> None:
     for name, kind in kinds.items():
         if type(header[name]) is not kind:
             raise TypeError(f"header[{name!r}] is {header[name]!r}")
+    for name in ("rank", "interval"):  # of low-rank noise; absent for full rank
+        if name in header and not (type(header[name]) is int and header[name] > 0):
+            raise TypeError(f"header[{name!r}] is {header[name]!r}")
+    if ("rank" in header) != ("interval" in header) or (header["restore"] == "lazy" and "rank" not in header):
+        raise ValueError("header: low-rank noise without its rank or interval")
     if header["stream"] != STREAM:
         raise ValueError(f"stream version {header['stream']}, this curvk has {STREAM}")
     if not (0 <= header["seed"] < SEEDS and 1 <= header["n_probes"] < DRAWS and header["max_factors"] >= 0):

@@ -12,6 +12,7 @@ import numpy as np
 from .._arrays import Array
 from .._errors import message
 from ._estimate import Estimator, mean
+from ._lazy import Lazy
 from ._log import STREAM, ZOLog
 from ._reference import Reference
 from ._restore import Copy, Grid, Naive, Scheme, Scratch
@@ -92,11 +93,13 @@ class Method:
                 raise ValueError(message(self.name, "restore", repr(self.scheme.name), needed))
 
     def _header(self) -> dict[str, Any]:
+        stream = self.scheme.stream
+        low_rank = {"rank": stream.rank, "interval": stream.period // self.estimator.n_probes} if stream.rank else {}
         return {
             "stream": STREAM,
             "method": self.name,
-            "seed": self.scheme.stream.seed,
-            "dist": self.scheme.stream.dist,
+            "seed": stream.seed,
+            "dist": stream.dist,
             "restore": self.scheme.name,
             "n_probes": self.estimator.n_probes,
             "estimator": dict(self.estimator.settings),
@@ -108,6 +111,7 @@ class Method:
             "unit_factor": float(self.selection.unit_factor),
             "max_factors": self.selection.max_factors,
             "theta_0": None,  # CRC-32 of the weights before the first step
+            **low_rank,
         }
 
     # ---- the step ---------------------------------------------------------------------------------------------------
@@ -248,6 +252,9 @@ class Method:
         if not rows:
             return {}
         name = f"{self.name}.step"
+        if self.scheme.stream.rank:
+            remedy = "use MeZO to train rows of embeddings"
+            raise ValueError(message(name, "rows", "rows with noise of low rank", "whole matrices", remedy))
         if not self.scheme.takes_rows:
             raise ValueError(message(name, "rows", f"rows with restore={self.scheme.name!r}", "'scratch' or 'copy'"))
         if self.processes.world > 1 and self.processes.parallel == "data":
@@ -262,6 +269,11 @@ class Method:
                 raise ValueError(message(name, label, f"{a}"[:60], f"rows of an array of shape {shape}"))
             checked[i] = a.astype(np.int64)
         return checked
+
+    def fold(self) -> None:
+        """Writes pending updates to the arrays; the log keeps where, as it decides how sums round."""
+        if self.scheme.fold():
+            self.log.record_fold()
 
     # ---- resume -----------------------------------------------------------------------------------------------------
 
@@ -309,6 +321,7 @@ class Method:
                 masks: Any = self.selection if self.selection.masks else None
                 log.apply(self.scheme, len(log), masks)
             self._load_states(log.end)
+            self.scheme.recall(log.since_fold())
         except (KeyError, TypeError) as error:
             self._load_states(before)
             raise ValueError(
@@ -347,15 +360,22 @@ def make_scheme(
         )
     if compat:
         return Reference(tensors, stream, eps)
-    if one_of(function, "restore", restore, ("scratch", "copy", "grid", "naive")) == "grid":
+    own = "lazy" if stream.rank else "grid"
+    if one_of(function, "restore", restore, ("scratch", "copy", own, "naive")) == "grid":
         return Grid(tensors, stream, eps, function)
-    return {"scratch": Scratch, "copy": Copy, "naive": Naive}[restore](tensors, stream)
+    return {"scratch": Scratch, "copy": Copy, "naive": Naive, "lazy": Lazy}[restore](tensors, stream)
 
 
 def make_stream(seed: Any, dist: Any, function: str) -> Noise:
     """The checked stream of a run."""
     one_of(function, "dist", dist, DISTS)
     return Noise(integer(function, "seed", seed, 0, SEEDS, "2^64"), dist)
+
+
+def make_low_rank(stream: Noise, rank: Any, interval: Any, n_probes: int, function: str) -> Noise:
+    """The stream with noise of this rank, whose bases V last for an interval of steps."""
+    rank = integer(function, "rank", rank, 1, 1 << 16, "2^16")
+    return stream._replace(rank=rank, period=n_probes * integer(function, "interval", interval, 1, DRAWS, "2^32"))
 
 
 def _scalar(function: str, value: Any) -> float:

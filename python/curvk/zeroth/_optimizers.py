@@ -12,7 +12,7 @@ from .._arrays import Array
 from .._errors import message
 from ._estimate import Central, Estimator, Forward, Population, Residual
 from ._log import ZOLog
-from ._method import Method, make_scheme, make_stream
+from ._method import Method, make_low_rank, make_scheme, make_stream
 from ._select import Bandit, Everything, Layers, Selection, Smallest
 from ._stream import one_of, real
 from ._update import Tensors
@@ -58,8 +58,11 @@ class _Optimizer:
         dist: str,
         restore: str,
         compat: str | None = None,
+        low_rank: tuple[int, int] | None = None,
     ) -> None:
         stream = make_stream(seed, dist, self._name)
+        if low_rank is not None:
+            stream = make_low_rank(stream, *low_rank, estimator.n_probes, self._name)
         scheme = make_scheme(restore, self._tensors, stream, eps, self._name, compat)
         self._method = Method(scheme, estimator, selection, name=self._name)
 
@@ -311,6 +314,66 @@ class AdaLeZO(_Optimizer):
         numbers: Any = {"fraction": fraction, "tau": tau, "gamma": gamma, "interval": interval}
         selection = Bandit(arms, seed, **numbers, alpha=alpha, clip=clip, function=self._name)
         self._assemble(estimator, selection, eps=estimator.eps, seed=seed, dist=dist, restore=restore)
+
+
+class LOZO(_Optimizer):
+    """MeZO whose noise on matrices has low rank (Chen et al. 2024, arXiv 2410.07698)::
+
+        z = U V^T / sqrt(rank)          U (m x rank) of each probe, V (n x rank) of each `interval` steps
+
+    An array of 2 or more dimensions is a matrix of m = shape[0] rows and n = prod(shape[1:]) columns; vectors and
+    scalars have MeZO's noise. Entries of z have variance 1 and E g_hat = g up to O(eps^2), so lr and eps mean what they
+    mean in `MeZO`. For matrices the paper's eps is eps / sqrt(rank), its lr is lr, and that of its code lr / rank.
+
+    Args:
+        params: as in `MeZO`.
+        rank: of z, >= 1.
+        interval: steps that share V, >= 1.
+        restore: "scratch", "copy" or "naive" as in `MeZO`, or "lazy": updates of matrices are gathered in a factor of
+            m x rank numbers and written once per interval, or by `fold_`. Until then the arrays lag behind the weights;
+            what the closure gets does not. Small updates of 16-bit weights add up in float32 before they are rounded.
+        lr, eps, seed, weight_decay, dist, n_probes: as in `MeZO`.
+
+    Raises:
+        TypeError, ValueError, BufferError: an argument that cannot be used; the text names it.
+
+    >>> import numpy as np
+    >>> theta = {"w": np.ones((3, 4), np.float32)}
+    >>> opt = LOZO(theta, lr=0.05, interval=10, restore="lazy")
+    >>> for _ in range(305):
+    ...     loss = opt.step(lambda p: 0.5 * np.sum(p["w"].astype(np.float64) ** 2))
+    >>> bool(loss < 0.01)
+    True
+    >>> opt.fold_()
+    >>> opt.log.folds
+    [305]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: float,
+        rank: int = 2,
+        interval: int = 50,
+        eps: float = 1e-3,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        restore: str = "scratch",
+        dist: str = "normal",
+        n_probes: int = 1,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        estimator = Central(eps, n_probes, self._name)
+        parts: Any = {"eps": estimator.eps, "seed": seed, "dist": dist, "restore": restore}
+        self._assemble(estimator, Everything(), **parts, low_rank=(rank, interval))
+
+    def fold_(self) -> None:
+        """With restore="lazy", writes the pending updates to the arrays, which then are the weights; else does nothing.
+
+        The log keeps at which step, so that a replay folds there too.
+        """
+        self._method.fold()
 
 
 class SparseMeZO(_Optimizer):

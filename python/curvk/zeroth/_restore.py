@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,12 +73,19 @@ class Scheme:
     def restore(self) -> None:
         """Takes back any displacement."""
 
+    def fold(self) -> bool:
+        """Writes updates that wait outside of the arrays to them; whether there were any."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights: numbers, strings and arrays."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `state` gave."""
+
+    def recall(self, updates: Iterable[Update]) -> None:
+        """Takes up what a run's updates since its last fold left outside of the arrays; after `load_state`."""
 
 
 class Scratch(Scheme):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from .. import _arrays
 from .._arrays import Array
 from .._errors import message
 from ..kernels import noise
-from . import _stream
+from . import _lowrank, _stream
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -24,10 +25,18 @@ _BLOCK = 1 << 20  # elements that a host-side pass over a tensor takes at once
 
 
 class Noise(NamedTuple):
-    """The stream that a run draws its probes from."""
+    """The stream that a run draws its probes from.
+
+    Attributes:
+        seed, dist: as in `curvk.kernels.noise`.
+        rank: of a matrix's noise, see `_lowrank`; 0 for independent elements.
+        period: how many draws share a basis V, where rank > 0.
+    """
 
     seed: int
     dist: str
+    rank: int = 0
+    period: int = 1
 
 
 class Tensors:
@@ -47,6 +56,8 @@ class Tensors:
         decays: whether weight decay applies, by name.
         kinds: storage formats, "f32", "f64", "bf16" or "f16".
         mixed: whether there are several kinds.
+        matrices: rows and columns of arrays of 2 or more dimensions, whose noise may have low rank; None for others.
+        bases: what low-rank noise keeps from call to call, see `_lowrank.basis`.
     """
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array], function: str) -> None:
@@ -56,6 +67,7 @@ class Tensors:
         self.decays = tuple(map(_stream.decays, self.names))
         self.kinds: list[str] = []
         self._views: list[np.ndarray[Any, Any] | None] = []  # of NumPy arrays, which cannot move
+        self.bases: dict[int, tuple[Noise, int, np.ndarray[Any, Any]]] = {}
         op = "axpy_seeds"
         entries = []
         for name, array in zip(self.names, arrays, strict=True):
@@ -74,6 +86,8 @@ class Tensors:
             self.kinds.append(kernel.format)
             entries.append((label, True, view))
         self.mixed = len(set(self.kinds)) > 1
+        shapes = [view.shape for _, _, view in entries]
+        self.matrices = tuple((s[0], math.prod(s[1:])) if len(s) > 1 else None for s in shapes)
         try:
             _arrays._check_overlap(op, entries)
         except ValueError as error:
@@ -167,6 +181,16 @@ def axpy(
     The arrays read are the tensors', or those of `source`; they are written too, unless `out` has others.
     """
     read: Any = tensors.arrays if source is None else source
+    if noise_.rank:
+        assert not any((factors, rows, thresholds))  # no method with low-rank noise has them
+        changed: Any = read if out is None else out
+        matrices = [i for i in active if tensors.matrices[i]]
+        for j, left in _lowrank.lefts(tensors, noise_, matrices, draws, coefs).items():
+            right = _lowrank.basis(tensors, noise_, j, draws)
+            keep = 1.0 - decay if tensors.decays[j] else 1.0
+            _lowrank.combine(view_of(changed[j]), view_of(read[j]), tensors.kinds[j], keep, left, right)
+        _arrays.written([changed[j] for j in matrices if not isinstance(changed[j], np.ndarray)])
+        active = [i for i in active if not tensors.matrices[i]]
     for batch, d, factor, i in _batches(tensors, active, decay, factors or {}, rows or {}, thresholds or {}):
         scaled = coefs if factor == 1.0 else np.asarray(coefs, np.float32) * np.float32(factor)
         common: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,10 +21,10 @@ from ...zeroth._method import Method, make_scheme, make_stream
 from ...zeroth._restore import Scheme
 from ...zeroth._select import Selection
 from ...zeroth._stream import SEEDS, integer, one_of, real
-from ...zeroth._update import Tensors
+from ...zeroth._update import Noise, Tensors
 from .._base import number
 from ._group import Group
-from ._hooks import Windows, make_blocks
+from ._hooks import Block, Windows, make_blocks
 from ._layers import find_layers
 from ._scratch import Scratch
 
@@ -87,11 +87,11 @@ class ZerothOptimizer(torch.optim.Optimizer):
         self._units = [unit for unit in units if unit]
         if "layers" in options:
             options["layers"] = list(layers)  # as names, for a copy of the model
-        self._windows = Windows(self._tensors.names, self._params, blocks)
+        self._windows = self._made_windows(blocks)
         n_probes = integer(name, "n_probes", options["n_probes"], 1, 1 << 32, "2^32")
         shared = self._group is not None and options["parallel"] == "probes"
         self._n_probes = n_probes * (self._group.world if self._group and shared else 1)
-        self._rows = self._row_tables() if options["active_rows"] else []
+        self._rows = self._row_tables() if options.get("active_rows") else []
         self._log: ZOLog | None = None  # one to go on from, when the weights are there
         self._method = self._built(options["seed"])
         self._seen: list[Any] | None = None  # what the last step left
@@ -136,25 +136,33 @@ class ZerothOptimizer(torch.optim.Optimizer):
     def _parts(self, options: Options, seed: int) -> tuple[Estimator, Selection]:
         raise NotImplementedError
 
+    def _stream(self, seed: Any) -> Noise:
+        return make_stream(seed, self._options["dist"], self._name)
+
+    def _made_windows(self, blocks: Sequence[Block]) -> Windows:
+        return Windows(self._tensors.names, self._params, blocks)
+
     def _built(self, seed: Any) -> Method:
         """The method, before its first step."""
         o = self._options
-        stream = make_stream(seed, o["dist"], self._name)
+        stream = self._stream(seed)
         estimator, selection = self._parts(o, stream.seed)
         compat = o.get("compat")
-        if o["restore"] == "scratch" and compat is None:
+        if o["restore"] == self._windows.restore and compat is None:
             for block in self._windows.blocks:
                 if isinstance(block.module, torch.jit.ScriptModule):
-                    found, needed = (
-                        f"'scratch' for the ScriptModule {block}",
-                        "'copy' or 'grid': torch puts no hooks there",
-                    )
+                    found = f"{o['restore']!r} for the ScriptModule {block}"
+                    needed = f"{self._windows.instead.replace('restore=', '')}: torch puts no hooks there"
                     raise ValueError(message(self._name, "restore", found, needed))
-            scheme: Scheme = Scratch(self._tensors, stream, self._windows, self._rows)
+            scheme: Scheme = self._windows_scheme(stream)
         else:
             scheme = make_scheme(o["restore"], self._tensors, stream, estimator.scales[0], self._name, compat)
         processes = self._group.processes if self._group else None
         return Method(scheme, estimator, selection, name=self._name, processes=processes)
+
+    def _windows_scheme(self, stream: Noise) -> Scheme:
+        """The scheme that shows displaced weights through the windows."""
+        return Scratch(self._tensors, stream, self._windows, self._rows)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +208,7 @@ class ZerothOptimizer(torch.optim.Optimizer):
         if self._group is not None:
             self._group.facts = lambda: {"lr": lr, "weight_decay": weight_decay, "rows": self._rows_checksum()}
         try:
-            with torch.no_grad(), _no_cached_weights(self._name):
+            with torch.no_grad(), _no_cached_weights(f"{self._name}.step"):
                 return self._method.step(evaluate, lr=lr, weight_decay=weight_decay)
         finally:
             if not refused:
@@ -366,11 +374,11 @@ def _remade(kind: type[ZerothOptimizer], model: nn.Module, options: Options, sta
 
 
 @contextmanager
-def _no_cached_weights(name: str) -> Iterator[None]:
+def _no_cached_weights(function: str) -> Iterator[None]:
     """Autocast and parametrisations may keep what they computed from weights; a probe would not see its own."""
     if getattr(parametrize, "_cache_enabled", 0):
         found, remedy = "a step inside parametrize.cached()", "use parametrize.cached() inside of the closure"
-        raise ValueError(message(f"{name}.step", "closure", found, "weights that are computed anew", remedy))
+        raise ValueError(message(function, "closure", found, "weights that are computed anew", remedy))
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     torch.clear_autocast_cache()

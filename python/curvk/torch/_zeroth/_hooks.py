@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -117,6 +117,7 @@ class Windows:
     Args:
         names, params: the trainable parameters; each once.
         blocks: which modules read them, see `make_blocks`.
+        instead: what works where this does not, for errors.
 
     Attributes:
         lookups: the tables of embeddings outside of layers. Of these only the rows that a closure looks up are
@@ -124,8 +125,16 @@ class Windows:
         rows: for the lookups that are its keys, the rows that closures asked for, ascending.
     """
 
-    def __init__(self, names: Sequence[str], params: Sequence[nn.Parameter], blocks: Sequence[Block]) -> None:
-        self.names, self.params, self.blocks = list(names), list(params), list(blocks)
+    restore: ClassVar[str] = "scratch"
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        params: Sequence[nn.Parameter],
+        blocks: Sequence[Block],
+        instead: str = "restore='copy' or restore='grid'",
+    ) -> None:
+        self.names, self.params, self.blocks, self.instead = list(names), list(params), list(blocks), instead
         self.rows: dict[int, np.ndarray[Any, Any]] = {}
         self.lookups = sorted({b.tensors[0] for b in blocks if self._is_lookup(b)})
         self._buffers: list[Tensor] = []
@@ -149,8 +158,8 @@ class Windows:
             _, reads = self._run(closure, active, write, write_rows, noting_reads=True)
             for i, function in reads.items():
                 raise ValueError(
-                    f"restore='scratch': the parameter {self.names[i]!r} was read by {function} outside of the forward "
-                    "of its module, where its displaced value cannot be shown; use restore='copy' or restore='grid'"
+                    f"restore={self.restore!r}: the parameter {self.names[i]!r} was read by {function} outside of the "
+                    f"forward of its module, where its displaced value cannot be shown; use {self.instead}"
                 )
         return value
 
@@ -325,12 +334,10 @@ class Windows:
     def _miscalled(self, wrong: list[Block], fired: Counter[Block]) -> str:
         never = [b for b in wrong if not fired[b]]
         shown = ", ".join(f"{b} {fired[b]} times" for b in wrong[:4]) + (" ..." if len(wrong) > 4 else "")
-        remedy = (
-            "freeze what the loss does not use with requires_grad_(False), or use restore='copy' or restore='grid'"
-            if never
-            else "evaluate the loss in one forward, or use restore='copy' or restore='grid'"
-        )
-        return f"restore='scratch': the closure called {shown}, needs each module with perturbed weights once; {remedy}"
+        freeze = "freeze what the loss does not use with requires_grad_(False)"
+        remedy = freeze if never else "evaluate the loss in one forward"
+        needed = "each module with perturbed weights once"
+        return f"restore={self.restore!r}: the closure called {shown}, needs {needed}; {remedy}, or use {self.instead}"
 
 
 def _dense(p: Tensor) -> tuple[int, ...]:

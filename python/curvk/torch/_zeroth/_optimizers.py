@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..._errors import message
 from ...zeroth._estimate import Central, Estimator, Forward, Population, Residual
+from ...zeroth._method import make_low_rank
+from ...zeroth._restore import Scheme
 from ...zeroth._select import Bandit, Everything, Layers, Selection, Smallest
 from ...zeroth._stream import one_of
+from ...zeroth._update import Noise
 from ._base import Options, ZerothOptimizer, given
+from ._hooks import Block, Windows
 from ._layers import Layers as LayersArgument
+from ._lazy import Lazy, LinearWindows
 
 
 class MeZO(ZerothOptimizer):
@@ -221,6 +227,104 @@ class AdaLeZO(ZerothOptimizer):
         arms = Bandit.arms(self._units, self._tensors.names)
         numbers = {key: options[key] for key in ("fraction", "tau", "gamma", "interval", "alpha", "clip")}
         return Central(options["eps"], self._n_probes, self._name), Bandit(arms, seed, **numbers, function=self._name)
+
+
+class LOZO(ZerothOptimizer):
+    """MeZO whose noise on matrices has low rank (Chen et al. 2024, arXiv 2410.07698)::
+
+        z = U V^T / sqrt(rank)          U (m x rank) of each probe, V (n x rank) of each `interval` steps
+
+    A parameter of 2 or more dimensions is a matrix of m = shape[0] rows and n = prod(shape[1:]) columns; vectors and
+    scalars have MeZO's noise. Entries of z have variance 1 and E g_hat = g up to O(eps^2), so lr and eps mean what they
+    mean in `MeZO`. For matrices the paper's eps is eps / sqrt(rank), its lr is lr, and that of its code lr / rank.
+
+    Args:
+        model: as in `MeZO`.
+        rank: of z, >= 1.
+        interval: steps that share V, >= 1.
+        restore: "scratch" (each module by itself), "copy" or "naive" as in `MeZO`, or "lazy": updates of matrices are
+            gathered in a factor of m x rank numbers and written once per interval, or by `fold_`; until then the
+            parameters lag behind the weights that the closure sees. A plain nn.Linear adds the factors' share to its
+            output, so its weight is neither displaced nor written in a step, and a probe too small for 16-bit weights
+            still counts; matrices of other modules are displaced in a buffer.
+        lr, eps, seed, weight_decay, dist, n_probes, process_group, parallel: as in `MeZO`.
+
+    Raises:
+        TypeError, ValueError, BufferError: an argument or parameter that cannot be used; the text names it.
+
+    With restore="lazy" call `fold_` before the model is used or saved for anything but to go on with this optimizer.
+
+    >>> import torch, curvk.torch
+    >>> model = torch.nn.Linear(8, 4)
+    >>> x = torch.randn(64, 8)
+    >>> opt = curvk.torch.LOZO(model, lr=0.01, rank=2, interval=50, restore="lazy")
+    >>> losses = [opt.step(lambda: (model(x) - x[:, :4]).square().mean()) for _ in range(420)]
+    >>> losses[-1] < losses[0] / 2
+    True
+    >>> opt.fold_()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float | Tensor,
+        rank: int = 2,
+        interval: int = 50,
+        eps: float = 1e-3,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        restore: str = "scratch",
+        dist: str = "normal",
+        n_probes: int = 1,
+        process_group: Any = None,
+        parallel: str = "probes",
+    ) -> None:
+        super().__init__(model, given(locals()))
+
+    def _parts(self, options: Options, seed: int) -> tuple[Estimator, Selection]:
+        return Central(options["eps"], self._n_probes, self._name), Everything()
+
+    def _find_layers(self, given: Any) -> dict[str, nn.Module]:
+        return {}
+
+    def _stream(self, seed: Any) -> Noise:
+        o = self._options
+        return make_low_rank(super()._stream(seed), o["rank"], o["interval"], self._n_probes, self._name)
+
+    def _made_windows(self, blocks: Sequence[Block]) -> Windows:
+        kind = LinearWindows if self._options["restore"] == "lazy" else Windows
+        return kind(self._tensors.names, self._params, blocks, "restore='copy'")
+
+    def _windows_scheme(self, stream: Noise) -> Scheme:
+        if isinstance(self._windows, LinearWindows):
+            return Lazy(self._tensors, stream, self._windows)
+        return super()._windows_scheme(stream)
+
+    def fold_(self) -> None:
+        """With restore="lazy", writes the pending updates to the parameters, which then are the weights; else nothing.
+
+        The log keeps at which step, so that a replay folds there too.
+
+        Raises:
+            TypeError, ValueError: parameters that something else changed since the last step.
+        """
+        self._go_on()
+        self._check_unchanged()
+        self._method.fold()
+        self._seen = self._versions()
+
+    def restart(self, seed: int | None = None) -> None:
+        """Begins a new run and log with the present weights; pending updates are folded first.
+
+        Args:
+            seed: of its noise; by default the present one plus 1, since the old run's noise would come again.
+        """
+        if self._log is not None and self._log.end and self._log.end["digest"] == self._tensors.digest():
+            self._go_on()
+        if self._seen == self._versions():  # else the weights are what something else wrote
+            self._method.fold()
+        super().restart(seed)
 
 
 class SparseMeZO(ZerothOptimizer):
