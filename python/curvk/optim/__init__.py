@@ -6,6 +6,7 @@ torch's optimizers do. `curvk.torch` has the same methods for torch modules, `cu
 
 from ._adam import Adam, AdamW, AdamZ
 from ._loss_lr import LossAdaptiveLR
+from ._sam import SAM
 from ._sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "AdamZ", "LossAdaptiveLR"]
+__all__ = ["SAM", "SGD", "Adam", "AdamW", "AdamZ", "LossAdaptiveLR"]

@@ -23,12 +23,14 @@ except ModuleNotFoundError as error:
 
 from ..zeroth import ZOLog
 from ._optimizers import SGD, Adam, AdamW, AdamZ
+from ._sam import SAM
 from ._zeroth import ES, FZOO, LOZO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
 
 __all__ = [
     "ES",
     "FZOO",
     "LOZO",
+    "SAM",
     "SGD",
     "AdaLeZO",
     "Adam",
