@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from curvk import _store as store
+from curvk.kernels.optim import AdamPlan, SGDPlan
 from curvk.optim import SGD, Adam, AdamW, AdamZ
 from curvk.optim import _base as base
 
@@ -335,7 +336,7 @@ def test_one_sweep_and_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The step numbers (0 for SGD) of the kernel calls made."""
     calls: list[int] = []
-    for plan in (base.AdamPlan, base.SGDPlan):
+    for plan in (AdamPlan, SGDPlan):
 
         def counted(self: Any, _step: Any = plan.step, **scalars: Any) -> None:
             calls.append(scalars.get("step", 0))

@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
     raise ImportError('curvk.torch needs PyTorch, which is not installed; use: pip install "curvk[torch]"') from error
 
 from ..zeroth import ZOLog
+from ._alice import Alice
 from ._optimizers import SGD, Adam, AdamW, AdamZ
 from ._sam import SAM
 from ._zeroth import ES, FZOO, LOZO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
@@ -36,6 +37,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamZ",
+    "Alice",
     "LeZO",
     "MeZO",
     "SparseMeZO",
