@@ -331,6 +331,67 @@ def test_demo_figures_fit_together(demo_report: dict[str, Any]) -> None:
     assert any("same batches" in note for note in demo_report["notes"])
 
 
+def test_demo_methods_with_several_gradients_keep_to_their_budget(
+    quick_demo: tuple[Done, Path], demo_report: dict[str, Any]
+) -> None:
+    entry = demo_report["curvature"]
+    assert "AdamW, late SAM" in quick_demo[0].stdout
+    plain, late, alice = entry["rows"]
+    assert [row["method"] for row in entry["rows"]] == ["AdamW", "AdamW, late SAM", "Alice"]
+    for row in entry["rows"]:
+        for side in (row["curvk"], row["numpy"]):
+            assert entry["gradients"] - 3 < side["gradients"] <= entry["gradients"]
+            assert side["test_accuracy"] > 0.9
+            assert side["train_loss"] < 0.3
+    for side in ("curvk", "numpy"):
+        assert plain[side]["steps"] == entry["gradients"]
+        assert late[side]["steps"] == int(entry["gradients"] / 1.125)
+        # The first nine steps take three gradients, then each fourth does: to t steps belong t + 2 (9 + t / 4 - 2).
+        t = alice[side]["steps"]
+        assert alice[side]["gradients"] == t + 2 * (9 + t // 4 - 2)
+    # The sides of AdamW round alike; SAM's norm is summed in another order, and Alice has other signs.
+    assert plain["curvk"]["train_loss"] == pytest.approx(plain["numpy"]["train_loss"], rel=1e-3)
+    assert late["curvk"]["train_loss"] == pytest.approx(late["numpy"]["train_loss"], rel=0.05)
+    assert 0 < alice["frac_inside"] < 1
+
+
+def test_demo_alice_in_numpy_is_alice() -> None:
+    """With the signs of curvk's stream the demo's Alice and curvk's stay together over sample and quick steps."""
+    from curvk import optim
+    from curvk.kernels import noise
+
+    data, sizes, settings = digits.load(0), (64, 8, 10), {"lr": 5e-3, "lr_max": 1e-2, "quick_steps": 3}
+    ours, theirs = (digits.MLP(sizes, 0) for _ in range(2))
+    alice, peer = optim.Alice(ours.params, seed=5, **settings), peers.Alice(theirs.params, seed=0, **settings)
+
+    class Signs:
+        """The bits behind curvk's signs, array after array of a step."""
+
+        calls = 0
+
+        def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            name = str(self.calls % len(theirs.params))
+            self.calls += 1
+            word = noise.tensor_word(name)
+            z = noise.fill(np.empty(shape), seed=5, draw=peer.steps, tensor=word, dist="rademacher")
+            return (z > 0).astype(dtype)
+
+    peer.rng = Signs()
+    for step in range(40):
+        x, y = data.x[32 * step : 32 * step + 32], data.y[32 * step : 32 * step + 32]
+        for model, optimizer in ((ours, alice), (theirs, peer)):
+
+            def grad(model: digits.MLP = model, x: Any = x, y: Any = y) -> list[np.ndarray]:
+                model.grads = [np.empty_like(p) for p in model.params]
+                model.backward(x, y)
+                return model.grads
+
+            optimizer.step(grad)
+    first = digits.MLP(sizes, 0)
+    assert digits.difference(theirs.params, first.params) > 0.01
+    assert digits.difference(ours.params, theirs.params) < 1e-5
+
+
 def test_demo_learns_without_gradients(demo_report: dict[str, Any]) -> None:
     row = demo_report["zeroth_order"]
     assert row["method"] == "FZOO"

@@ -27,9 +27,9 @@ def _seed(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="curvk demo",
-        description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, and "
-        "without gradients with its FZOO, beside the same methods in NumPy. Prints tables; writes demo.png and "
-        "demo.json. Uses no network.",
+        description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, with "
+        "Alice and late SAM, and without gradients with its FZOO, beside the same methods in NumPy. Prints tables; "
+        "writes demo.png and demo.json. Uses no network.",
     )
     parser.add_argument("--quick", action="store_true", help="one small model, under 20 seconds")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
 
     from .. import __version__, threads
     from .._bench.report import write
-    from . import digits, figure, report, zeroth
+    from . import curvature, digits, figure, report, zeroth
     from .limits import MemoryLimit, large_array
     from .run import FULL, QUICK, RECIPES, as_row, run
 
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
     data = digits.load(arguments.seed)
     models = QUICK if arguments.quick else FULL
     total = sum(model.steps(data) for model in models) * len(RECIPES) + zeroth.steps(models[0], data)
+    total += 3 * curvature.budget(models[0], data)
     rows, trained = [], {}
     with (
         threads(machine["threads"]),
@@ -105,6 +106,8 @@ def main(argv: list[str]) -> int:
                 rows.append(row)
         bar.set_description(f"FZOO on {models[0].name}")
         no_gradients = zeroth.run(models[0], data, arguments.seed, bar.update)
+        bar.set_description(f"Alice and SAM on {models[0].name}")
+        several = curvature.run(models[0], data, arguments.seed, bar.update)
         bar.set_description("a large array")
         large = as_row(large_array(limit, LARGE, rounds=5 if arguments.quick else 9))
     result: dict[str, Any] = {
@@ -115,6 +118,7 @@ def main(argv: list[str]) -> int:
         "data": {"name": "scikit-learn load_digits", "train": len(data.y), "test": len(data.y_test)},
         "rows": rows,
         "zeroth_order": no_gradients,
+        "curvature": several,
         "large_array": large,
     }
     result["notes"] = report.notes(result)
@@ -128,7 +132,8 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(text)
     else:
-        parts = [report.table(rows), report.zeroth_table(no_gradients), report.large_line(large)]
+        parts = [report.table(rows), report.curvature_table(several), report.zeroth_table(no_gradients)]
+        parts.append(report.large_line(large))
         print("\n\n".join([*parts, report.paragraphs(result["notes"])]))
         print("\nwritten: " + ", ".join(result["files"]))
     return 0

@@ -17,7 +17,8 @@ Array = np.ndarray[Any, Any]
 
 
 Optimizer = Any
-"""curvk's or one of these: it has `step(grads, loss=None)` or, to train by forward passes, `step(closure)` and `lr`."""
+"""curvk's or one of these: it has `step(grads, loss=None)`; or `step(grad)`, to take several gradients in a step; or
+`step(closure)` and `lr`, to train by forward passes."""
 
 
 def _scratch(params: list[Array]) -> list[Array]:
@@ -188,3 +189,121 @@ class PlainFZOO(FZOO):
 
     def scale(self, signs: Array, by: float) -> None:
         np.multiply(signs, np.float32(by), out=self.flat[: self.size])
+
+
+class SAM:
+    """`curvk.optim.SAM`: from step `start` on, the gradient is taken a length rho up the first one."""
+
+    def __init__(self, base: SGD | Adam, rho: float, start: int) -> None:
+        self.base, self.rho, self.start, self.steps = base, rho, start, 0
+        self.saved = [np.empty_like(p) for p in base.params]
+
+    def step(self, grad: Callable[[], list[Array]]) -> None:
+        grads = grad()
+        if self.steps >= self.start:
+            norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
+            for p, g, saved, t in zip(self.base.params, grads, self.saved, self.base.scratch, strict=True):
+                np.copyto(saved, p)
+                np.multiply(g, self.rho / (norm + 1e-12), out=t)
+                p += t
+            grads = grad()
+            for p, saved in zip(self.base.params, self.saved, strict=True):
+                np.copyto(p, saved)
+        self.base.step(grads)
+        self.steps += 1
+
+
+class Alice:
+    """`curvk.optim.Alice` with its defaults but for lr and lr_max, and with signs from NumPy's generator."""
+
+    def __init__(self, params: list[Array], lr: float, lr_max: float, quick_steps: int, seed: int) -> None:
+        self.params, self.sigma, self.lr_max, self.period = params, lr, lr_max, quick_steps + 1
+        self.rng = np.random.default_rng(seed)
+        self.center, self.lookahead = ([p.copy() for p in params] for _ in range(2))
+        self.exp_avgs, self.exp_avg_sqs, self.glass, self.hessians = (
+            [np.zeros_like(p) for p in params] for _ in range(4)
+        )
+        self.scratch, self.scratch2, self.scratch3 = (_scratch(params) for _ in range(3))
+        self.signs = [np.empty(p.shape, np.int8) for p in params]
+        self.steps = self.samples = 0
+
+    def _gradients(self, grad: Callable[[], list[Array]], sign: int) -> list[Array]:
+        for p, x, z, t in zip(self.params, self.lookahead, self.signs, self.scratch, strict=True):
+            np.copyto(p, x)
+            if sign:
+                np.multiply(z, np.float32(sign * self.sigma), out=t)
+                p += t
+        return grad()
+
+    def step(self, grad: Callable[[], list[Array]]) -> None:
+        self.steps += 1
+        warm_up, sample = self.steps <= 9, self.steps <= 9 or self.steps % self.period == 0
+        rows: list[list[Array]] = []
+        if sample:
+            self.samples += 1
+            for z in self.signs:
+                z[...] = self.rng.integers(0, 2, z.shape, np.int8) * 2 - 1
+            rows = [self._gradients(grad, sign) for sign in (1, -1)]
+        grads = self._gradients(grad, 0)
+        beta1, beta2 = (min(beta, 1 - 1 / self.steps) for beta in (0.9, 0.999))
+        if sample:
+            beta3 = min(1 - self.period * (1 - 0.999), 1 - 1 / self.samples)
+            self._estimate(grads, rows[0], rows[1], beta3)
+        for i, g in enumerate(grads):
+            m, v, t = self.exp_avgs[i], self.exp_avg_sqs[i], self.scratch[i]
+            np.multiply(g, g, out=t)
+            t -= v
+            t *= 1 - beta2
+            v += t
+            np.subtract(g, m, out=t)
+            t *= 1 - beta1
+            m += t
+            if not warm_up:
+                self._move(i)
+            np.copyto(self.params[i], self.center[i])
+
+    def _estimate(self, grads: list[Array], up: list[Array], down: list[Array], beta3: float) -> None:
+        for i, (g, a, b) in enumerate(zip(grads, up, down, strict=True)):
+            t, u = self.scratch[i], self.scratch2[i]
+            np.add(a, b, out=t)
+            t *= 0.5
+            t -= g
+            t *= t
+            t *= 2 / self.sigma
+            t -= self.glass[i]
+            t *= 1 - beta3
+            self.glass[i] += t
+            np.subtract(a, g, out=t)
+            np.subtract(b, g, out=u)
+            t *= u
+            t *= -1 / self.sigma**2
+            t -= self.hessians[i]
+            t *= 1 - beta3
+            self.hessians[i] += t
+
+    def _move(self, i: int, eps: float = 1e-8) -> None:
+        m, center, t, u, w = self.exp_avgs[i], self.center[i], self.scratch[i], self.scratch2[i], self.scratch3[i]
+        np.abs(m, out=t)
+        t += eps  # b
+        np.maximum(self.hessians[i], 0, out=u)
+        np.sqrt(u, out=u)
+        u *= t  # h b
+        k = self.lookahead[i]  # overwritten below, so its memory is free
+        np.multiply(self.glass[i], 3 / (4 * math.pi), out=k)
+        np.multiply(u, 2, out=w)
+        w += k
+        w *= k
+        np.sqrt(w, out=w)
+        w += k
+        w += u
+        np.multiply(t, eps, out=u)
+        w += u
+        t /= w  # q
+        np.sqrt(self.exp_avg_sqs[i], out=u)
+        u += eps
+        np.divide(self.lr_max, u, out=u)
+        np.minimum(t, u, out=t)
+        t *= m
+        np.subtract(center, t, out=self.lookahead[i])
+        t *= 0.1
+        center -= t

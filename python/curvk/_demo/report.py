@@ -30,6 +30,17 @@ _ZEROTH_HEAD = (
     ("curvk faster", "noise", ">14"),
     ("", "step", ">7"),
 )
+_CURVATURE_HEAD = (
+    ("", "", "<18"),
+    ("test", "acc.", ">7"),
+    ("train", "loss", ">9"),
+    ("", "steps", ">8"),
+    ("", "gradients", ">11"),
+    ("us", "/gradient", ">11"),
+    ("own us/step", "curvk", ">13"),
+    ("", "NumPy", ">7"),
+    ("curvk", "faster", ">8"),
+)
 
 
 def _line(cells: list[str], head: tuple[tuple[str, str, str], ...] = _HEAD) -> str:
@@ -106,6 +117,31 @@ def _zeroth_notes(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def curvature_table(entry: dict[str, Any]) -> str:
+    """One line per method."""
+    title = f"{entry['gradients']} gradients, however a step uses them: {entry['model']}, batch {entry['batch']}"
+    lines = [title, *_titles(_CURVATURE_HEAD)]
+    for row in entry["rows"]:
+        ours, theirs = row["curvk"], row["numpy"]
+        cells = [f"  {row['method']}", f"{ours['test_accuracy']:.1%}", f"{ours['train_loss']:.4f}"]
+        cells += [f"{ours['steps']}", f"{ours['gradients']}", f"{ours['gradient_us']:.0f}"]
+        cells += [f"{side['own_us_per_step']:.0f}" for side in (ours, theirs)] + [f"{row['speedup']:.1f}x"]
+        lines.append(_line(cells, _CURVATURE_HEAD))
+    return "\n".join(lines)
+
+
+def _curvature_notes(entry: dict[str, Any]) -> list[str]:
+    alice = next(row for row in entry["rows"] if row["method"] == "Alice")
+    settings = entry["settings"]
+    return [
+        f"Late SAM takes the last {1 - settings['SAM']['start']:.1%} of its steps with two gradients each. Alice takes "
+        f"three gradients in one of {settings['Alice']['quick_steps'] + 1} steps and in its first nine, where it does "
+        f"not move yet; after the last step {alice['frac_inside']:.0%} of its coordinates lay between its bounds, the "
+        "others took a bounded step like Adam's. Own time is all but the gradients, the mean over the steps, one "
+        "thread on both sides. One run on a small set ranks no method: docs/sam.md and docs/alice.md have five seeds.",
+    ]
+
+
 def large_line(large: dict[str, Any]) -> str:
     return (
         f"Adam on one array of {large['size']:,} parameters, ns/parameter: curvk {large['curvk_ns']:.2f}, "
@@ -136,6 +172,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         "BLAS is held to one thread in training: its idle workers spin and would disturb whichever optimizer is next.",
     ]
     lines += _zeroth_notes(report["zeroth_order"], rows)
+    lines += _curvature_notes(report["curvature"])
     for row in rows:
         if row["optimizer"] == "AdamZ":
             lines.append(
