@@ -13,9 +13,10 @@ from ._backend import get_backend, get_simd, set_simd, simd_levels, use_backend,
 from ._threads import get_num_threads, set_num_threads, threads
 
 __version__ = version
-_SUBMODULES = ("capi", "kernels", "optim", "torch", "zeroth")
+_SUBMODULES = ("capi", "curvature", "kernels", "optim", "torch", "zeroth")
 __all__ = [
     "capi",
+    "curvature",
     "get_backend",
     "get_num_threads",
     "get_simd",

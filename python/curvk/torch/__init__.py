@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
 
 from ..zeroth import ZOLog
 from ._alice import Alice
+from ._curvature import GlassProbe, hessian_diagonal
 from ._optimizers import SGD, Adam, AdamW, AdamZ
 from ._sam import SAM
 from ._zeroth import ES, FZOO, LOZO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
@@ -38,9 +39,11 @@ __all__ = [
     "AdamW",
     "AdamZ",
     "Alice",
+    "GlassProbe",
     "LeZO",
     "MeZO",
     "SparseMeZO",
     "ZOLog",
     "find_layers",
+    "hessian_diagonal",
 ]
