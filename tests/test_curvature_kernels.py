@@ -186,6 +186,41 @@ def test_lookahead_of_16_bit_parameters_rounds_float32_once() -> None:
     np.testing.assert_array_equal(p, half.from_float32(single, "bf16"))
 
 
+def test_lists_give_each_array_its_own_word_place_and_memory() -> None:
+    x = [np.zeros(70), np.zeros(70)]
+    p = [np.empty(70), np.empty(70)]
+    alice_lookahead(p, x, scale=1.0, seed=3, tensor=[5, 6], offset=[0, 1000])
+    for k, (word, offset) in enumerate(((5, 0), (6, 1000))):
+        z = noise.fill(np.empty(70), seed=3, tensor=word, offset=offset, dist="rademacher")
+        np.testing.assert_array_equal(p[k], z)
+    g, saved = [np.ones(70), np.ones(70)], [np.empty(70), np.empty(70)]
+    before = [q.copy() for q in p]
+    sam_perturb_(p, g, saved, scale=0.5)
+    for k in range(2):
+        np.testing.assert_array_equal(saved[k], before[k])
+        np.testing.assert_array_equal(p[k], before[k] + 0.5)
+
+
+def test_edges_of_the_bounds() -> None:
+    """A step at a bound is not inside; a zero gradient has the sign +1."""
+    states: Any = ([np.array([2.0])], None, [np.array([4.0])], [np.ones(1)])
+    for low, high, inside in ((0.25, 1.0, 0), (0.0, 0.25, 0), (0.0, 1.0, 1)):
+        numbers = {"lr_min": low, "lr_max": high, "hess": "abs", "limit": "sgdm", "eps": 0.0}
+        assert alice_model(*states, **numbers)[0] == inside
+    a = still(1, g=0.0, glass=1.0, hessian=1.0)
+    alice_step(**a, **{**STEP, "limit": "fixed", "lr_min": 0.01, "hess": "abs", "phi": 1.0})
+    assert a["center"][0] == 0.99
+
+
+@pytest.mark.parametrize("large", [2e19, 3e38])
+def test_gradients_whose_squares_overflow_leave_parameters_finite(large: float, backend: str) -> None:
+    a = {k: x.astype(np.float32) for k, x in still(3, g=large, glass=1.0, hessian=1.0).items()}
+    for _ in range(3):
+        alice_step(**a, **STEP)
+    assert np.isfinite(a["p"]).all()
+    assert not np.isnan(a["exp_avg_sq"]).any()
+
+
 def test_alice_plan_is_the_step_on_each_array() -> None:
     lengths = (3, 0, 1000)
     plain = [alice_arrays(random(k), n, np.float32) for k, n in enumerate(lengths)]
@@ -252,6 +287,10 @@ def test_asam_norm_tells_what_is_not_finite() -> None:
     g[3] = math.inf
     assert asam_norm([p, p], [np.ones(5), g]) == math.inf
     assert math.isnan(asam_norm([np.array([math.nan])], [np.ones(1)]))
+    assert asam_norm([np.array([math.inf])], [np.ones(1)]) == math.inf
+    assert math.isnan(asam_norm([np.array([math.inf])], [np.zeros(1)]))
+    single = np.ones(4, np.float32)
+    np.testing.assert_allclose(asam_norm([single], [1e-3 * single], eta=1e170), 2e167, rtol=1e-6)
     big = np.full(4, 1e160)
     np.testing.assert_allclose(asam_norm([np.ones(4)], [big]), 2e160, rtol=1e-14)  # whose squares overflow
     np.testing.assert_allclose(asam_norm([np.ones(4)], [1e-200 * np.ones(4)]), 2e-200, rtol=1e-14)
@@ -270,6 +309,7 @@ def test_asam_norm_tells_what_is_not_finite() -> None:
         ({"hess": "exact"}, ValueError, "argument 'hess': got 'exact', needs one of 'zero', 'abs'"),
         ({"limit": 0}, ValueError, "argument 'limit': got 0, needs one of 'adam'"),
         ({"sigma": 0.0}, ValueError, "argument 'sigma': got 0.0, needs a number in (0, inf)"),
+        ({"lr_min": 0.03}, ValueError, "argument 'lr_min': got 0.03 above lr_max = 0.02, needs a bound at most lr_max"),
         ({"phi": 2.0}, ValueError, "argument 'phi': got 2.0, needs a number in (0, 2)"),
         ({"beta3": 1.0}, ValueError, "argument 'beta3': got 1.0, needs a number in [0, 1)"),
         ({"center": np.ones(6, np.float32)}, TypeError, "argument 'center': got float32, needs float64"),
@@ -283,6 +323,12 @@ def test_alice_step_refuses(change: dict[str, Any], error: type[Exception], word
         alice_step(**{**a, **STEP, **change})
     assert words in str(caught.value)
     assert {k: x.tobytes() for k, x in a.items()} == before
+
+
+def test_asam_norm_names_the_array_by_its_place() -> None:
+    p = [np.ones(2), np.ones(2, np.float32)]
+    with pytest.raises(ValueError, match=r"^asam_norm: argument 'g\[1\]': got shape \(3,\)"):
+        asam_norm(p, [np.ones(2), np.ones(3, np.float32)])
 
 
 def test_memory_shared_by_arguments_is_refused() -> None:

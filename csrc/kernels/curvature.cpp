@@ -48,14 +48,14 @@ constexpr int64_t stage_block = 64;
 
 template <class S>
 struct AliceScalars {
-    S inv_scale, beta1, beta2, beta3, half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi,
+    S inv_scale, beta1, beta2, gain2, beta3, half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi,
         omega;
 };
 
 template <class S>
 AliceScalars<S> alice_scalars(CURVK_ALICE_SCALARS) {
     (void)hess, (void)limit, (void)move;
-    return {S(1.0 / grad_scale), S(beta1), S(beta2), S(beta3), S(0.5 / sigma), S(2.0 / sigma), S(1.0 / sigma), S(eps),
+    return {S(1.0 / grad_scale), S(beta1), S(beta2), S(1.0 - beta2), S(beta3), S(0.5 / sigma), S(2.0 / sigma), S(1.0 / sigma), S(eps),
             S(l1), S(l2), S(l2 * l2), S(lr_min), S(lr_max), S(phi), S(omega)};
 }
 
@@ -90,9 +90,9 @@ void sample_hessian(const T* __restrict g, const T* __restrict g_plus, const T* 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 void second_moment(const T* __restrict g, S* __restrict exp_avg_sq, S* __restrict grad, int64_t n, const AliceScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
-        const S x = Format::load(g[i]) * s.inv_scale, square = x * x;
+        const S x = Format::load(g[i]) * s.inv_scale;
         grad[i] = x;
-        exp_avg_sq[i] = square + s.beta2 * (exp_avg_sq[i] - square);
+        exp_avg_sq[i] = s.beta2 * exp_avg_sq[i] + s.gain2 * (x * x);  // infinite, not NaN, where the square overflows
     }
 }
 
@@ -383,10 +383,20 @@ void non_finite_terms(const T* __restrict p, const T* __restrict g, int64_t n, d
 
 template <class Format, class T = typename Format::T>
 int32_t asam_norm_list(CURVK_ASAM_NORM_LIST(T)) {
-    return sum_terms<2>(sizes, count, out, [=](int64_t row, int64_t i, int64_t n, double (&term)[2][stage_block]) {
+    const auto norm = [=](int64_t row, int64_t i, int64_t n, double (&term)[1][stage_block]) {
         asam_terms<Format>(p[row] + i, g[row] + i, n, eta, scale, term[0]);
-        non_finite_terms<Format>(p[row] + i, g[row] + i, n, term[1]);
-    });
+    };
+    const auto bad = [=](int64_t row, int64_t i, int64_t n, double (&term)[1][stage_block]) {
+        non_finite_terms<Format>(p[row] + i, g[row] + i, n, term[0]);
+    };
+    out[1] = 0;
+    const int32_t status = sum_terms<1>(sizes, count, out, norm);
+    // A finite sum has finite elements only; an infinite one may come of products that overflow.
+    if (status || is_finite(out[0])) return status;
+    double found = 0;
+    const int32_t second = sum_terms<1>(sizes, count, &found, bad);
+    out[1] = found > 0 ? 1.0 : 0.0;
+    return second;
 }
 
 }  // namespace

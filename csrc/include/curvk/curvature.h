@@ -20,7 +20,7 @@
  *     hessian <- x + beta3 (hessian - x),    hess 1: x = |g+ - g-| / (2 sigma) + l2
  *                                            hess 2: x = ((g+ - g-) / (2 sigma))^2 + l2^2
  *                                            hess 3: x = -(g+ - g) (g- - g) / sigma^2
- *   exp_avg_sq <- g^2 + beta2 (exp_avg_sq - g^2);  then  g <- g + l1 sign(lookahead) + l2 lookahead,  sign(0) = 1
+ *   exp_avg_sq <- beta2 exp_avg_sq + (1 - beta2) g^2;  then  g <- g + l1 sign(lookahead) + l2 lookahead,  sign(0) = 1
  *   exp_avg <- g + beta1 (exp_avg - g)
  *   if move, with a = |exp_avg|, b = a + eps, k = 3/(4 pi) glass, and h = 0 | hessian | sqrt(max(hessian, 0)) |
  *   sqrt(max(hessian, 0)) + l2 for hess 0 | 1 | 2 | 3:
@@ -31,7 +31,8 @@
  *     where fractions are compared by products: q < lr_max / r where b r < lr_max d
  *     lookahead <- center + omega delta;  center <- center + phi delta
  *   p <- center
- * glass and hessian may be left out (they count as 0), hessian only with hess 0. */
+ * glass and hessian may be left out (they count as 0), hessian only with hess 0. With one of g_plus and g_minus alone the
+ * step is none that samples. lr_min above lr_max is the caller's mistake. */
 #define CURVK_ALICE_SCALARS                                                                                      \
     double beta1 /* [0, 1) */, double beta2 /* [0, 1) */, double beta3 /* [0, 1) */, double sigma /* (0, inf) */, \
     double eps /* [0, inf) */, double l1 /* [0, inf) */, double l2 /* [0, inf) */, double lr_min /* [0, inf) */, \

@@ -51,8 +51,8 @@ def alice_step_scalars(
     grad_scale: float,
 ) -> tuple[Any, ...]:
     return (
-        *(1.0 / grad_scale, beta1, beta2, beta3, 0.5 / sigma, 2.0 / sigma, 1.0 / sigma, eps, l1, l2, l2 * l2),
-        *(lr_min, lr_max, phi, omega, hess, limit, bool(move), 0.0, 0.5, 1.0, 2.0, DENSITY_FACTOR),
+        *(1.0 / grad_scale, beta1, beta2, 1.0 - beta2, beta3, 0.5 / sigma, 2.0 / sigma, 1.0 / sigma, eps),
+        *(l1, l2, l2 * l2, lr_min, lr_max, phi, omega, hess, limit, bool(move), 0.0, 0.5, 1.0, 2.0, DENSITY_FACTOR),
     )
 
 
@@ -88,9 +88,9 @@ def _bounded(exp_avg, glass, h, exp_avg_sq, eps, lr_min, lr_max, limit, one, two
 
 @loop
 def alice_step(  # type: ignore[no-untyped-def]
-    p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus, inv_scale, beta1, beta2, beta3,
-    half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi, omega, hess, limit, move,
-    zero, half, one, two, density,
+    p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus, inv_scale, beta1, beta2, gain2,
+    beta3, half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi, omega, hess, limit,
+    move, zero, half, one, two, density,
 ):  # fmt: skip
     for i in range(p.size):
         grad = g[i] * inv_scale
@@ -107,8 +107,7 @@ def alice_step(  # type: ignore[no-untyped-def]
                     slope = (up - down) * half_inv_sigma
                     x = abs(slope) + l2 if hess == 1 else slope * slope + l2_squared
                 hessian[i] = x + beta3 * (hessian[i] - x)
-        square = grad * grad
-        exp_avg_sq[i] = square + beta2 * (exp_avg_sq[i] - square)
+        exp_avg_sq[i] = beta2 * exp_avg_sq[i] + gain2 * (grad * grad)
         if l1 != 0 or l2 != 0:
             grad = (grad + (-l1 if lookahead[i] < 0 else l1)) + l2 * lookahead[i]
         first = grad + beta1 * (exp_avg[i] - grad)
@@ -260,12 +259,10 @@ def sam_perturb(p, g, saved, scale, adaptive, eta):  # type: ignore[no-untyped-d
 
 
 @loop
-def _asam_terms(p, g, eta, scale, square, bad):  # type: ignore[no-untyped-def]
+def _asam_terms(p, g, eta, scale, square):  # type: ignore[no-untyped-def]
     for i in range(p.size):
-        w, x = np.float64(p[i]), np.float64(g[i])
-        y = (abs(w) + eta) * x * scale
+        y = (abs(np.float64(p[i])) + eta) * np.float64(g[i]) * scale
         square[i] = y * y
-        bad[i] = not (w - w == 0 and x - x == 0)
 
 
 def asam_sum_squares(p: list[Any], g: list[Any], out: np.ndarray[Any, Any], eta: float, scale: float) -> None:
@@ -273,8 +270,10 @@ def asam_sum_squares(p: list[Any], g: list[Any], out: np.ndarray[Any, Any], eta:
     for w, x in zip(p, g, strict=True):
 
         def terms(part: slice, w: Any = w, x: Any = x) -> list[Any]:
-            found = [np.empty(w[part].size) for _ in range(2)]
-            _asam_terms(w[part], x[part], np.float64(eta), np.float64(scale), *found)
-            return found
+            square = np.empty(w[part].size)
+            _asam_terms(w[part], x[part], np.float64(eta), np.float64(scale), square)
+            return [square]
 
         _add_chunks(out, w.size, terms)
+    if not np.isfinite(out[0]):
+        out[1] = not all(np.isfinite(a).all() for a in (*p, *g))

@@ -11,7 +11,7 @@ from .._arrays import Array
 from .._backend import Plan, call
 from .._errors import message
 from .noise import _keys, _run, _stream, _word
-from .optim import _listed, scaled_norm
+from .optim import _in_words_of_norm, _listed, scaled_norm
 
 __all__ = [
     "HESS",
@@ -107,7 +107,7 @@ def alice_step(
 
     at every step::
 
-        exp_avg_sq <- g^2 + beta2 (exp_avg_sq - g^2);      g <- g + l1 sign(lookahead) + l2 lookahead
+        exp_avg_sq <- beta2 exp_avg_sq + (1 - beta2) g^2;  g <- g + l1 sign(lookahead) + l2 lookahead
         exp_avg    <- g + beta1 (exp_avg - g)
 
     and if `move`, with a = abs(exp_avg), b = a + eps, k = 3 / (4 pi) glass, and h = 0, hessian,
@@ -130,9 +130,9 @@ def alice_step(
         g_plus, g_minus: gradients at lookahead + sigma z and lookahead - sigma z; both or none.
         beta1, beta2, beta3: decay factors of this step (not bias-corrected: see `curvk.optim.Alice`), in [0, 1).
         sigma: distance of the probes, > 0.
-        eps: >= 0.
+        eps: >= 0. With 0, an element whose gradients were all 0 gets NaN from the "adam" bounds, as in the formula.
         l1, l2: weights of the penalties l1 abs(x) + l2 x^2 / 2, >= 0.
-        lr_min, lr_max: bounds, >= 0.
+        lr_min, lr_max: bounds, 0 <= lr_min <= lr_max.
         phi, omega: share of the step that the center and the look-ahead point take; 0 < phi < 2, omega > 0.
         hess: "zero", "abs", "rms" or "debiased".
         limit: "adam", "sgdm" or "fixed".
@@ -161,8 +161,15 @@ def alice_step(
     call("alice_step", columns, scalars)
 
 
+def _check_bounds(function: str, lr_min: float, lr_max: float) -> None:
+    if lr_min > lr_max:
+        found = f"{lr_min} above lr_max = {lr_max}"
+        raise ValueError(message(function, "lr_min", found, "a bound at most lr_max"))
+
+
 def _alice_scalars(*values: Any) -> tuple[Any, ...]:
     *numbers, hess, limit, move, grad_scale = values
+    _check_bounds("alice_step", *numbers[7:9])
     chosen = (_choice("alice_step", "hess", hess, HESS), _choice("alice_step", "limit", limit, LIMITS))
     return (*numbers, *chosen, move, grad_scale)
 
@@ -283,6 +290,7 @@ def alice_model(
     """
     if hessian is None and hess != "zero":
         raise ValueError(message("alice_model", "hessian", "None", f"arrays like exp_avg with hess={hess!r}"))
+    _check_bounds("alice_model", lr_min, lr_max)
     out = np.zeros(2)
     columns = (exp_avg, glass, hessian, exp_avg_sq, out)
     chosen = (_choice("alice_model", "hess", hess, HESS), _choice("alice_model", "limit", limit, LIMITS))
@@ -372,8 +380,8 @@ def sam_perturb_(
 
     Args:
         p: parameters, written; an array or a list of arrays, dtypes and layouts as in `adam_step`.
-        g: gradients, of p's dtype and shape. Without `saved` they are written too: the weights take their place, which
-            needs no memory.
+        g: gradients, of p's dtype and shape, in writable memory. Without `saved` the weights take their place, which
+            needs no memory; with it they stay.
         saved: where the weights go, like p.
         scale: rho / norm.
         adaptive: ASAM's scaling.
@@ -426,9 +434,13 @@ def asam_norm(p: list[Array], g: list[Array], *, eta: float = 0.0) -> float:
     def sums(scale: float) -> tuple[float, bool]:
         total, finite = 0.0, True
         for params, grads in sets.values():
-            call("asam_sum_squares", (params, grads, out), (eta, scale))
+            try:
+                call("asam_sum_squares", (params, grads, out), (eta, scale))
+            except (TypeError, ValueError, BufferError) as error:
+                raise _in_words_of_norm(error, "asam_norm", {"p": (p, params), "g": (g, grads)}) from None
             total += float(out[0])
             finite = finite and not out[1]
         return total, finite
 
-    return scaled_norm(sums, sets)
+    wide = ["float64"] if eta > 1e60 else []  # a large eta overflows as float64 arrays do
+    return scaled_norm(sums, [*sets, *wide])

@@ -194,7 +194,7 @@ def global_norm(arrays: Sequence[Array]) -> float:
             try:
                 call("sum_squares", (group, out), (scale,))
             except (TypeError, ValueError, BufferError) as error:
-                raise _in_words_of_norm(error, arrays, group) from None
+                raise _in_words_of_norm(error, "global_norm", {"x": (arrays, group)}) from None
             total += float(out[0])
             finite = finite and not out[1]
         return total, finite
@@ -220,14 +220,24 @@ def scaled_norm(sums: Callable[[float], tuple[float, bool]], dtypes: Iterable[An
     return math.sqrt(total) / scale
 
 
-def _in_words_of_norm(error: Exception, arrays: Sequence[Array], group: list[Array]) -> Exception:
-    """An error about the i-th array of a group, told of its place among all arrays."""
+def _in_words_of_norm(
+    error: Exception, function: str, lists: dict[str, tuple[Sequence[Array], list[Array]]]
+) -> Exception:
+    """An error about the i-th array of a group, told of its place among all arrays.
+
+    Args:
+        lists: by the kernel's name of an argument, all arrays that the caller gave and those of the group.
+    """
 
     def place(match: re.Match[str]) -> str:
-        wanted = group[int(match.group(1))]
-        return f"arrays[{next(i for i, a in enumerate(arrays) if a is wanted)}]"
+        name = match[1]
+        everything, group = lists[name]
+        wanted = group[int(match[2])]
+        label = "arrays" if name == "x" else name
+        return f"{label}[{next(i for i, a in enumerate(everything) if a is wanted)}]"
 
-    return type(error)(re.sub(r"\bx\[(\d+)\]", place, str(error).replace("sum_squares:", "global_norm:")))
+    text = re.sub(r"^\w+:", f"{function}:", str(error))
+    return type(error)(re.sub(rf"\b({'|'.join(lists)})\[(\d+)\]", place, text))
 
 
 class AdamPlan(Plan):

@@ -186,7 +186,7 @@ def _true_alice(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
                 x = -(((up - g) * per_sigma) * ((down - g) * per_sigma))
             hessian = x + beta3 * (hessian - x)
     v = Interval.exact(a["exp_avg_sq"], s)
-    v = g * g + beta2 * (v - g * g)
+    v = beta2 * v + (1.0 - Interval.exact(o["beta2"], F64)).to(s) * (g * g)
     center, ahead = Interval.exact(a["center"], s), Interval.exact(a["lookahead"], s)
     if o["l1"] or o["l2"]:
         g = (g + l1 * np.where(a["lookahead"] < 0, -1.0, 1.0)) + l2 * ahead
@@ -383,10 +383,11 @@ CASES = [
             "fixed": {**_SPREAD, "limit": "fixed", "hess": "abs"},
             "abs": {**_SPREAD, "hess": "abs", "l2": 0.1, "l1": 0.01},
             "rms": {**_SPREAD, "hess": "rms", "l2": 0.1, "grad_scale": 3.0},
-            "regularised": {"l1": 0.01, "l2": 0.1, "sample": False},
+            "regularised": {"l1": 0.01, "sample": False, "grad_scale": 3.0},
+            "scaled": {**_SPREAD, "grad_scale": 3.0},
             "no glass": {**_SPREAD, "glass": False},
             "no Hessian": {**_SPREAD, "hess": "zero"},
-            "warm-up": {"move": False, "beta1": 0.0, "beta2": 0.0, "beta3": 0.0},
+            "warm-up": {"move": False, "beta1": 0.5, "beta2": 0.25, "beta3": 0.0},
         },
         flops=_flops,
         streams=_alice_streams,
@@ -401,9 +402,9 @@ CASES = [
         truth=_true_model,
         error=f"terms as in alice_step; {_SUMS}",
         variants={
-            "debiased": {**_SPREAD, "fraction": 0.1},
+            "debiased": {**_SPREAD, "fraction": 0.1, "l2": 0.5},
             "abs": {**_SPREAD, "hess": "abs", "fraction": 1.0, "limit": "sgdm"},
-            "rms": {**_SPREAD, "hess": "rms", "fraction": 1.0, "limit": "fixed"},
+            "rms": {**_SPREAD, "hess": "rms", "fraction": 1.0, "limit": "fixed", "l2": 0.5},
             "no glass": {**_SPREAD, "glass": False, "fraction": 0.5},
             "no Hessian": {**_SPREAD, "hess": "zero", "fraction": 1.0},
         },
