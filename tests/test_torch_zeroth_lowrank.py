@@ -18,7 +18,7 @@ import torch.distributed as dist  # noqa: E402
 from curvk.kernels import noise  # noqa: E402
 from test_torch_zeroth_group import run, workers  # noqa: E402, F401
 from torch import nn  # noqa: E402
-from torch.nn.utils import parametrizations  # noqa: E402
+from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 from zeroth_models import GPT, Bert  # noqa: E402
 
 SEED = 815
@@ -303,6 +303,104 @@ def test_hooks_on_linear_layers_still_run():
     optimizer = ct.LOZO(model, lr=0.0, eps=1e-6, restore="lazy")
     assert optimizer.step(lambda: model(input=x).mean()) == pytest.approx(truth(x).mean().item(), abs=1e-4)
     assert calls[:4] == ["before", "after"] * 2
+
+
+class Halved(nn.Module):
+    def forward(self, w):
+        return 0.5 * w
+
+
+def patched(layer):
+    plain = layer.forward
+    layer.forward = lambda x: 3 * plain(x).tanh()
+
+
+def pruned(layer, name):
+    mask = torch.arange(getattr(layer, name).numel()).reshape(getattr(layer, name).shape) % 2
+    prune.custom_from_mask(layer, name, mask)
+
+
+def buffered(layer):
+    bias = layer.bias.detach()
+    del layer.bias
+    layer.register_buffer("bias", bias)
+
+
+CHANGES = {
+    "a forward of its own": patched,
+    "a parametrised weight": lambda layer: parametrize.register_parametrization(layer, "weight", Halved()),
+    "a pruned weight": lambda layer: pruned(layer, "weight"),
+    "a pruned bias": lambda layer: pruned(layer, "bias"),
+    "a bias that is a buffer": buffered,
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_linear_layer_that_is_no_plain_one(change, late):
+    """Changed before the optimizer is made, or after it; then its parameters must be the same ones."""
+    if late and change == "a bias that is a buffer":
+        change = "a pruned bias"  # the bias would be no parameter of the model
+    x, results = torch.linspace(-1, 1, 24).reshape(6, 4).double(), []
+    for restore in ("copy", "lazy"):
+        torch.manual_seed(SEED)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        if not late:
+            CHANGES[change](model[0])
+        optimizer = ct.LOZO(model, lr=1e-3, eps=1e-2, seed=SEED, interval=3, restore=restore)
+        if late:
+            CHANGES[change](model[0])
+        own = model[0].__dict__.get("forward")
+        losses = [optimizer.step(lambda model=model: model(x).square().mean()) for _ in range(5)]
+        assert model[0].__dict__.get("forward") is own
+        results.append(losses)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+    assert results[0][0] != results[0][-1]
+
+
+CALLS = {
+    "other weights": lambda model, x: torch.func.functional_call(model, {"0.weight": torch.full_like(x, 0.3)}, x),
+    "its own weights": lambda model, x: torch.func.functional_call(model, dict(model.named_parameters()), x),
+    "nested tensor": lambda model, x: torch.cat(model(torch.nested.nested_tensor([x[:1], x[1:]])).unbind()),
+    "sparse tensor": lambda model, x: model(x.relu().to_sparse()),
+    "vmap": lambda model, x: torch.func.vmap(model)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning", "ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("call", CALLS)
+def test_ways_to_call_a_linear_layer(call):
+    x, results = torch.linspace(-1, 1, 16).reshape(4, 4).double(), []
+    for restore in ("copy", "lazy"):
+        torch.manual_seed(SEED)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
+        closure = lambda model=model: CALLS[call](model, x).square().mean()  # noqa: E731
+        results.append(trained(model, 3, closure, eps=1e-2, restore=restore)[1])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+
+
+def test_closures_that_differentiate():
+    """A slope with respect to inputs: backward reads weights after their forward, where a buffer has others."""
+    x = torch.linspace(-1, 1, 12).reshape(3, 4).double()
+
+    def slope(model):
+        with torch.enable_grad():
+            inputs = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(model(inputs).sum(), inputs)
+        return grad.square().mean()
+
+    results = {}
+    for restore in ("copy", "lazy", "scratch"):
+        torch.manual_seed(SEED)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        before, options = weights(model), {"eps": 1e-2, "restore": restore}
+        if restore == "scratch":
+            with pytest.raises(ValueError, match=r"'0' \(Linear\) was called with gradients enabled.*restore='copy'$"):
+                trained(model, 1, lambda model=model: slope(model), **options)
+            assert_same(model, before)
+        else:
+            results[restore] = trained(model, 5, lambda model=model: slope(model), **options)[1]
+    np.testing.assert_allclose(results["lazy"], results["copy"], rtol=1e-6)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------

@@ -220,6 +220,8 @@ class Windows:
         hide = self._hide
 
         def before(module: nn.Module, args: Any) -> None:
+            if not by_rows:
+                self._refuse_gradients(block)
             show(block, now)
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -330,6 +332,13 @@ class Windows:
         return views
 
     # ---- errors -----------------------------------------------------------------------------------------------------
+
+    def _refuse_gradients(self, block: Block) -> None:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                f"restore={self.restore!r}: {block} was called with gradients enabled, which a derivative in the loss "
+                f"would take with weights that are gone by then; use {self.instead}"
+            )
 
     def _miscalled(self, wrong: list[Block], fired: Counter[Block]) -> str:
         never = [b for b in wrong if not fired[b]]

@@ -42,29 +42,41 @@ class LinearWindows(Windows):
         readers = Counter(i for b in blocks for i in b.tensors)
         self._linears: dict[Block, tuple[int, Block]] = {}  # the weight, and the block without it
         for block in blocks:
-            m = block.module
-            if type(m) is nn.Linear and "forward" not in m.__dict__:
-                own = next((i for i in block.tensors if params[i] is m._parameters.get("weight")), None)
-                if own is not None and readers[own] == 1:
-                    rest = replace(block, tensors=tuple(i for i in block.tensors if i != own))
-                    self._linears[block] = own, rest
+            own = next((i for i in block.tensors if self._is_plain(block.module, i)), None)
+            if own is not None and readers[own] == 1:
+                rest = replace(block, tensors=tuple(i for i in block.tensors if i != own))
+                self._linears[block] = own, rest
         self.weights = sorted(i for i, _ in self._linears.values())
 
+    def _is_plain(self, m: nn.Module, i: int) -> bool:
+        """True for a linear layer, with torch's forward, whose weight and bias are parameters, the weight number i."""
+        own = type(m) is nn.Linear and "forward" not in m.__dict__ and m._parameters.get("weight") is self.params[i]
+        return own and "bias" in m._parameters  # not one that is pruned
+
     def _attach(self, block: Block, now: _Pass) -> Callable[[], None]:
-        if block not in self._linears:
-            return super()._attach(block, now)
-        i, rest = self._linears[block]
+        i, rest = self._linears.get(block, (-1, block))
         module = block.module
+        if rest is block or not self._is_plain(module, i):  # which may have changed since
+            return super()._attach(block, now)
+        assert isinstance(module, nn.Linear)
 
         def forward(input: Tensor) -> Tensor:
-            now.fired[block] += 1
-            self._show(rest, now)
+            # torch.func.functional_call puts other weights in; nested and sparse tensors have no rows to multiply.
+            dense = input.layout is torch.strided and not input.is_nested
+            plain = dense and module._parameters["weight"] is self.params[i]
+            if not plain:
+                self._refuse_gradients(block)
+            shown = rest if plain else block
+            now.fired[block] += plain  # where it is the block that is shown, that counts
+            self._show(shown, now)
             try:
-                return _low_rank_linear(input, now.theta[i], module._parameters["bias"], *self.low[i])
+                if plain:
+                    return _low_rank_linear(input, now.theta[i], module._parameters["bias"], *self.low[i])
+                return nn.Linear.forward(module, input)
             finally:
-                self._hide(rest, now)
+                self._hide(shown, now)
 
-        module.forward = forward
+        module.forward = forward  # type: ignore[method-assign]
 
         def unpatch() -> None:
             del module.forward

@@ -317,6 +317,8 @@ class LOZO(ZerothOptimizer):
     def restart(self, seed: int | None = None) -> None:
         """Begins a new run and log with the present weights; pending updates are folded first.
 
+        Where something else wrote to a parameter since the last step, pending updates of all are dropped instead.
+
         Args:
             seed: of its noise; by default the present one plus 1, since the old run's noise would come again.
         """
