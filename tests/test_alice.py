@@ -515,6 +515,44 @@ def test_gradients_that_cannot_be_used_leave_everything() -> None:
             assert bytes_of(alice, params) == before
 
 
+def test_gradients_in_memory_of_unknown_owners() -> None:
+    """As views of bytes and of other libraries are; only shared ones are refused."""
+    w = np.ones(4)
+    memory = bytearray(8 * w.size)
+
+    def same() -> list[np.ndarray]:
+        g = np.frombuffer(memory)
+        g[:] = w
+        return [g]
+
+    optimizer = Alice([w], lr=1e-2)
+    with pytest.raises(ValueError, match="gradients of two evaluations in one memory"):
+        optimizer.step(same)
+    assert np.array_equal(w, np.ones(4))
+    assert optimizer.t == 0
+    for _ in range(12):
+        optimizer.step(lambda: [np.frombuffer(bytearray(w.tobytes()))])
+    twin = np.ones(4)
+    optimizer = Alice([twin], lr=1e-2)
+    for _ in range(12):
+        optimizer.step(lambda: [twin.copy()])
+    assert np.array_equal(w, twin)
+    assert (w < 1).all()
+
+
+def test_loss_that_raises_after_the_step() -> None:
+    w = np.ones(3)
+    optimizer = Alice([w], lr=1e-2)
+    optimizer.step(lambda: [w.copy()], loss=lambda: float(w @ w))
+    assert optimizer.diagnose()["realised"] == 0
+    losses = iter([1.0])
+    with pytest.raises(StopIteration):
+        optimizer.step(lambda: [w.copy()], loss=lambda: next(losses))
+    found = optimizer.diagnose()
+    assert found["step"] == 2
+    assert found["realised"] is None
+
+
 def test_gradients_may_share_memory_within_an_evaluation() -> None:
     a, b = np.ones(3), np.ones(3)
     alice = Alice([a, b], lr=0.1)

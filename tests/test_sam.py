@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import signal
+import sys
 import weakref
 
 import curvk
+import curvk.optim._sam as sam_module
 import numpy as np
 import pytest
 from curvk.kernels.curvature import asam_norm
@@ -585,6 +589,40 @@ def test_gradients_in_the_memory_of_parameters_are_refused():
 def test_bad_options(options, error, text):
     with pytest.raises(error, match=text):
         SAM(SGD([np.ones(2)], lr=0.1), **options)
+
+
+def test_base_of_another_sam():
+    base = SGD([np.ones(2)], lr=0.1)
+    SAM(base, rho=0.1)
+    with pytest.raises(ValueError, match="argument 'base': got the base of another SAM"):
+        SAM(base, rho=2.0)
+
+
+def test_states_come_back_where_the_first_step_is_skipped():
+    base = SGD([np.ones(2)], lr=0.1, momentum=0.9, skip_nonfinite=True)
+    sam = SAM(base, rho=0.5, start=1, reset_state_on_switch=True)
+    assert sam.restore_and_step([np.ones(2)])
+    assert sam.perturb_([np.ones(2)])
+    assert not sam.restore_and_step([np.full(2, np.inf)])
+    np.testing.assert_array_equal(base.state[0]["momentum_buffer"], 1)
+    assert base.state[0]["step"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill sends no SIGINT there")
+def test_interrupt_while_the_weights_are_swapped(monkeypatch):
+    """Ctrl-C that arrives when the kernel has written, but nothing yet says so."""
+    w = np.array([3.0, 4.0])
+    sam = SAM(SGD([w], lr=0.1), rho=0.5)
+    run = sam_module.Plan.run
+
+    def run_and_interrupt(plan, scalars):
+        run(plan, scalars)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(sam_module.Plan, "run", run_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sam.perturb_([w.copy()])
+    np.testing.assert_array_equal(w, [3, 4])
 
 
 def test_bases_that_cannot_restore():

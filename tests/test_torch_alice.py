@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -385,6 +386,21 @@ def test_state_dict_of_another_optimizer_changes_nothing() -> None:
     assert contents(model, optimizer) == before
 
 
+@pytest.mark.parametrize("key", ["step", "samples"])
+@pytest.mark.parametrize("bad", ["three", None, -1, torch.ones(2), math.nan])
+def test_damaged_counts_change_nothing(key: str, bad: Any) -> None:
+    model = make_model()
+    optimizer = Alice(model.parameters(), lr=1e-2)
+    steps(model, optimizer, 11)
+    damaged = copy.deepcopy(optimizer.state_dict())
+    damaged["state"][0][key] = bad
+    before = contents(model, optimizer)
+    with pytest.raises(ValueError, match=rf"parameter 0 of group 0 has '{key}' = "):
+        optimizer.load_state_dict(damaged)
+    assert contents(model, optimizer) == before
+    steps(model, optimizer, 2)
+
+
 @pytest.mark.parametrize("copied", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_pickle_and_deepcopy(copied: Callable[[Any], Any]) -> None:
     model = make_model()
@@ -492,6 +508,71 @@ def test_frozen_unused_and_late_parameters() -> None:
     kept = late.detach().clone()
     optimizer.step(closure)
     assert torch.equal(late, kept)
+
+
+@pytest.mark.parametrize("before", [0, 9, 11])
+def test_frozen_parameters_stay_in_spite_of_old_gradients(before: int) -> None:
+    """Frozen before the first step, before a quick and before a sample step; the closure zeroes no gradients."""
+    model = make_model()
+    x, y = batch()
+    optimizer = Alice(model.parameters(), lr=1e-2)
+    steps(model, optimizer, before)
+    frozen = model[0].weight
+    (model(x) - y).square().mean().backward()
+    frozen.requires_grad_(False)
+    old = frozen.detach().clone()
+
+    def closure() -> Any:
+        assert torch.equal(frozen, old)  # not displaced either
+        loss = (model(x) - y).square().mean()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for p, g in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            p.grad = g
+        return loss
+
+    for _ in range(13):
+        optimizer.step(closure)
+    assert torch.equal(frozen, old)
+    assert optimizer.state[model[0].bias]["step"] == before + 13
+    frozen.requires_grad_(True)
+    steps(model, optimizer, 12)
+    assert not torch.equal(frozen, old)
+
+
+def test_gradients_for_frozen_parameters_are_refused() -> None:
+    p, frozen = nn.Parameter(torch.ones(3)), torch.ones(2)
+    optimizer = Alice([p, frozen], lr=1e-2)
+
+    def closure() -> float:
+        p.grad, frozen.grad = torch.ones(3), torch.ones(2)
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0 was given a gradient, yet has requires_grad = False"):
+        optimizer.step(closure)
+    assert torch.equal(p, torch.ones(3))
+    assert torch.equal(frozen, torch.ones(2))
+    assert not optimizer.state
+
+
+def test_parameter_replaced_in_its_group() -> None:
+    model = make_model()
+    optimizer = Alice(model.parameters(), lr=1e-2)
+    steps(model, optimizer, 12)
+    model[0].weight = optimizer.param_groups[0]["params"][0] = new = nn.Parameter(torch.zeros(7, 5))
+    steps(model, optimizer, 13)
+    assert new.abs().max() > 0
+    assert optimizer.state[new]["step"] == 13
+
+
+def test_diagnose_leaves_out_deleted_states() -> None:
+    model = make_model()
+    optimizer = Alice(model.parameters(), lr=1e-2)
+    steps(model, optimizer, 12)
+    for p in list(model.parameters())[:-1]:
+        del optimizer.state[p]
+    found = optimizer.diagnose()
+    assert found["predicted"] < 0
+    assert found["frac_inside"] in (0, 1 / 3, 2 / 3, 1)
 
 
 def test_views_and_channels_last() -> None:

@@ -81,3 +81,21 @@ def test_rewound_randomness_repeats():
     first = torch.rand(3)
     random.rewind()
     assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that it guards on hooks of all modules
+def test_a_compiled_model_is_compiled_twice_not_at_every_probe():
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    compiled, x = torch.compile(model, backend=counter), torch.randn(8, 3)
+    for _ in range(12):
+        compiled(x)
+        before = state(model)
+        with frozen_statistics():
+            compiled(x)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert counter.frame_count == 2
+    torch._dynamo.reset()

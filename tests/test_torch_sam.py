@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import os
 import pickle
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -14,8 +17,9 @@ torch = pytest.importorskip("torch")
 
 import curvk  # noqa: E402
 import curvk.torch as ct  # noqa: E402
+import curvk.torch._sam as sam_module  # noqa: E402
 import numpy as np  # noqa: E402
-from sam_models import SEED, backward, close, closure_for, loss_of, net, same, sgd_sam, weights  # noqa: E402
+from sam_models import SEED, backward, batch, close, closure_for, loss_of, net, same, sgd_sam, weights  # noqa: E402
 from torch import nn  # noqa: E402
 
 BASES = [
@@ -252,6 +256,17 @@ def holds_numpy(model):
     return [torch.from_numpy(p.grad.numpy()) for p in model.parameters()]
 
 
+def holds_dlpack(model):
+    return [torch.from_dlpack(p.grad.__dlpack__()) for p in model.parameters()]
+
+
+def is_numpy(model):
+    arrays = [p.grad.numpy().copy() for p in model.parameters()]
+    for p, a in zip(model.parameters(), arrays, strict=True):
+        p.grad = torch.from_numpy(a)
+    return [torch.from_numpy(a) for a in arrays]
+
+
 def is_bucket(model):
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     parts = flat.split([p.numel() for p in model.parameters()])
@@ -273,7 +288,18 @@ def is_expanded(model):
 
 
 @pytest.mark.parametrize(
-    "hold", [holds_list, holds_views, holds_detached, holds_numpy, is_bucket, is_transposed, is_expanded]
+    "hold",
+    [
+        holds_list,
+        holds_views,
+        holds_detached,
+        holds_numpy,
+        holds_dlpack,
+        is_numpy,
+        is_bucket,
+        is_transposed,
+        is_expanded,
+    ],
 )
 def test_gradients_that_others_hold_are_left_alone(hold):
     model = net()
@@ -293,6 +319,22 @@ def test_gradients_that_others_hold_are_left_alone(hold):
             x.fill_(7.0)  # what an owner of gradient buffers may do
     sam.restore_()
     assert same(model, before)
+
+
+def test_gradient_that_only_a_dlpack_capsule_or_a_graph_holds():
+    p, q = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    p.grad = torch.ones(2)
+    capsule = p.grad.__dlpack__()
+    sam = ct.SAM(ct.SGD([p], lr=0.1), rho=0.5)
+    assert sam.perturb_()
+    assert torch.equal(torch.from_dlpack(capsule), torch.ones(2))
+    sam.restore_()
+    p.grad = torch.ones(2)
+    loss = (p.grad * q).sum()  # saves p.grad for its backward
+    assert sam.perturb_()
+    loss.backward()
+    assert torch.equal(q.grad, torch.ones(2))
+    sam.restore_()
 
 
 def test_one_tensor_as_the_gradient_of_two():
@@ -537,6 +579,20 @@ def test_running_statistics_see_one_pass(split):
     assert model[1].num_batches_tracked == 4
 
 
+def test_running_statistics_of_another_thread():
+    """They count its passes; at the end of this thread's step it would find them frozen."""
+    model = net()
+    sam = sgd_sam(model)
+    backward(model)
+    assert sam.perturb_()
+    norm = nn.BatchNorm1d(4)
+    thread = threading.Thread(target=lambda: norm(batch()[0]))
+    thread.start()
+    thread.join()
+    sam.restore_()
+    assert norm.num_batches_tracked == 1
+
+
 def test_dropout_draws_anew_for_the_second_gradient():
     torch.manual_seed(SEED)
     model, masks = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5), nn.Linear(50, 3)), []
@@ -609,6 +665,79 @@ def test_weights_and_states_come_back_where_the_base_refuses(reset):
     assert not same(model, before)
 
 
+def test_weights_come_back_where_the_second_call_is_refused():
+    def hook(*args):
+        raise Raised
+
+    for number, (error, call) in enumerate(
+        (
+            (ValueError, lambda sam: sam.restore_and_step(inv_scale=0.0)),
+            (ValueError, lambda sam: sam.restore_and_step(found_inf=torch.zeros(2))),
+            (Raised, lambda sam: sam.restore_and_step()),
+        )
+    ):
+        model = net()
+        before, sam = weights(model), sgd_sam(model)
+        backward(model)
+        assert sam.perturb_()
+        backward(model)
+        if number == 2:
+            sam.register_step_pre_hook(hook)
+        with pytest.raises(error):
+            call(sam)
+        assert same(model, before)
+        assert sam.steps == 0
+        assert "sam" in sam.state_dict()  # not perturbed
+
+
+def test_weights_come_back_where_a_parameter_has_another_shape():
+    model = net()
+    before, sam = weights(model), sgd_sam(model)
+    backward(model)
+    assert sam.perturb_()
+    model[0].weight.data = torch.zeros(2)
+    sam.restore_()
+    assert torch.equal(model[0].weight, torch.zeros(2))
+    assert same(list(model.parameters())[1:], before[1:])
+
+
+def test_states_come_back_where_the_first_step_is_skipped():
+    p = nn.Parameter(torch.ones(2))
+    base = ct.SGD([p], lr=0.1, momentum=0.9, skip_nonfinite=True)
+    sam = ct.SAM(base, rho=0.5, start=1, reset_state_on_switch=True)
+    p.grad = torch.ones(2)
+    assert sam.restore_and_step()
+    p.grad = torch.ones(2)
+    assert sam.perturb_()
+    p.grad = torch.full((2,), torch.inf)
+    assert not sam.restore_and_step()
+    assert torch.equal(sam.state[p]["momentum_buffer"], torch.ones(2))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill sends no SIGINT there")
+def test_interrupt_while_the_weights_are_swapped(monkeypatch):
+    """Ctrl-C that arrives when the kernel has written, but nothing yet says so."""
+    model = net()
+    before, sam = weights(model), sgd_sam(model)
+    run = sam_module.Plan.run
+
+    def run_and_interrupt(plan, scalars):
+        run(plan, scalars)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(sam_module.Plan, "run", run_and_interrupt)
+    backward(model)
+    with pytest.raises(KeyboardInterrupt):
+        sam.perturb_()
+    monkeypatch.undo()
+    assert same(model, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    backward(model)
+    assert sam.perturb_()
+    sam.restore_()
+    assert same(model, before)
+
+
 def test_bad_first_gradients():
     model = net()
     before = weights(model)
@@ -651,11 +780,22 @@ def test_bases_that_cannot_restore():
         ct.SAM(numpy_base)
 
 
+def test_base_of_another_sam():
+    base = ct.SGD(net().parameters(), lr=0.1)
+    sam = ct.SAM(base, rho=0.1)
+    with pytest.raises(ValueError, match="argument 'base': got the base of another SAM"):
+        ct.SAM(base, rho=2.0)
+    with pytest.raises(ValueError, match="argument 'base': got the base of another SAM"):
+        ct.SAM(copy.deepcopy(sam).base)
+    assert sam.param_groups[0]["rho"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
         ({"rho": -0.1}, ValueError, r"curvk.torch.SAM: argument 'rho': got -0.1, needs a number in \[0, inf\)"),
         ({"rho": "0.05"}, TypeError, "argument 'rho'"),
+        ({"rho": torch.ones(2)}, TypeError, "argument 'rho'"),
         ({"adaptive": None}, TypeError, "argument 'adaptive'"),
         ({"eta": float("nan")}, ValueError, "argument 'eta'"),
         ({"start": -1}, ValueError, "argument 'start'"),

@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def test_groups_and_state_are_the_base_s():
     assert sam.param_groups is base.param_groups
     assert sam.state is base.state
     assert "rho: 0.7" in repr(sam)
+    sam.state = defaultdict(dict)  # how some code starts states anew
+    sam.param_groups = sam.param_groups[:2]
+    assert base.state is sam.state
+    assert len(base.param_groups) == 2
+    sam.step(closure_for(sam, model))
+    assert base.state[model[0].weight]["step"] == 1
 
 
 @pytest.mark.parametrize("on", ["sam", "base"])

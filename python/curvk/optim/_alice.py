@@ -330,6 +330,7 @@ class Alice(Optimizer):
                 values, which a step displaces in place. It must see the same batch, and draw the same random numbers,
                 each time it is called within a step, and return arrays of its own each time.
             loss: returns the loss, likewise. It is called before and after the step, at the centre, for `diagnose`.
+                Should the last call raise, the step has been taken.
             grad_scale: the factor that the gradients carry, > 0.
 
         Returns:
@@ -369,7 +370,9 @@ class Alice(Optimizer):
         if stepped:
             self.t += 1
             self._samples = [n + sample for n in self._samples]
-            self._realised = None if loss is None or before is None else float(loss()) - before
+            self._realised = None  # should the loss raise now
+            if loss is not None and before is not None:
+                self._realised = float(loss()) - before
         return stepped
 
     def _put(self, name: str, scale: int = 0) -> None:
@@ -405,8 +408,13 @@ class Alice(Optimizer):
 
     def _check_apart(self, evaluations: list[Sequence[Array]]) -> None:
         """Raises where gradients of two evaluations share memory: the later one would have overwritten the earlier."""
+        if len(evaluations) == 1:
+            return
+        owners = [set(map(_owner, grads)) for grads in evaluations]
+        if None not in set().union(*owners) and len(set().union(*owners)) == sum(map(len, owners)):
+            return
         spans = []
-        for number, grads in enumerate(evaluations if len(evaluations) > 1 else ()):
+        for number, grads in enumerate(evaluations):
             for i, g in enumerate(grads):
                 view = numpy_view(g, f"{self._name}.step", f"grads[{i}]")
                 if view.size:
@@ -435,8 +443,9 @@ class Alice(Optimizer):
             if center.dtype != view.dtype:
                 shown = np.empty_like(view)
                 alice_lookahead(shown, center)
-            if not np.array_equal(shown, view):
-                edited, value = shown != view, _wide(view, fmt)
+            edited = shown != view
+            if np.count_nonzero(edited):
+                value = _wide(view, fmt)
                 with np.errstate(all="ignore"):
                     ahead[...] = np.where(edited, value + (ahead - center), ahead)
                 center[...] = np.where(edited, value, center)
@@ -507,6 +516,13 @@ def checked_counters(name: str, own: Any, n_params: int | None = None) -> dict[s
         met = met and all(type(n) is int and 0 <= n <= own["t"] for n in samples)
         need(met, "alice.samples", samples, f"{n_params} integers in [0, t]")
     return dict(own)
+
+
+def _owner(g: Any) -> int | None:
+    """The id of the array whose own memory this one is in; None if that is not known."""
+    while type(g) is np.ndarray and g.base is not None:
+        g = g.base
+    return id(g) if type(g) is np.ndarray and g.flags.owndata else None
 
 
 def _wide(view: np.ndarray[Any, Any], fmt: str) -> np.ndarray[Any, Any]:

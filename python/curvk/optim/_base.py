@@ -57,6 +57,7 @@ class Optimizer:
     _required: ClassVar[tuple[str, ...]]  # the states that every parameter has after its first step
     _optional: ClassVar[tuple[str, ...]] = ()
     _extra_keys: ClassVar[tuple[str, ...]] = ()  # the array arguments after the states, which a step may bring along
+    _within_sam = False  # whether it is the base of a SAM
 
     def __init__(
         self,

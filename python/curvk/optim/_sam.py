@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,19 +30,46 @@ def check_group(name: str, where: str, group: Mapping[str, Any]) -> None:
     """Raises unless the group's rho, adaptive and eta can be used."""
     for key in ("rho", "eta"):
         value = group[key]
-        if not hasattr(value, "__float__") or isinstance(value, str):
+        x = None
+        with suppress(TypeError, ValueError, RuntimeError):  # arrays and tensors of several elements
+            x = float(value) if hasattr(value, "__float__") else None
+        if x is None:
             raise TypeError(message(name, where + key, f"{value!r} of type {type(value).__name__}", "a real number"))
-        if not 0 <= float(value) < math.inf:
+        if not 0 <= x < math.inf:
             raise ValueError(message(name, where + key, f"{value}", "a number in [0, inf)"))
     if not isinstance(group["adaptive"], (bool, np.bool_)):
         raise TypeError(message(name, f"{where}adaptive", repr(group["adaptive"]), "True or False"))
+
+
+def check_unwrapped(name: str, base: Any) -> None:
+    """Raises ValueError if the optimizer is the base of a SAM, whose numbers its groups hold."""
+    if base._within_sam:
+        remedy = "make another optimizer, or set the first one's param_groups[k]['rho'], start, end or every"
+        raise ValueError(message(name, "base", "the base of another SAM", "one of its own", remedy))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C wait for the end of the block, so that what was written is also noted."""
+    waiting: list[Any] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():  # nothing will be raised here
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *given: waiting.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])
 
 
 def check_phase(name: str, phase: Mapping[str, Any]) -> None:
     """Raises unless start, end, every and reset_state_on_switch can be used."""
     for key in ("start", "end"):
         value = phase[key]
-        if value is not None and not isinstance(value, (int, float, np.number)):
+        if value is not None and not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(
                 message(name, key, f"{value!r} of type {type(value).__name__}", "a number of steps or None")
             )
@@ -146,7 +176,8 @@ class SAM(Phase):
         reset_state_on_switch: SAM's first step starts with fresh states, as in the code of late SAM's authors.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range, or a base that SAM cannot restore into.
+        TypeError, ValueError: an argument of the wrong kind or out of range, or a base that SAM cannot restore into or
+            that another SAM has.
 
     Attributes:
         base: the optimizer that steps.
@@ -183,6 +214,7 @@ class SAM(Phase):
             needed = "SGD, Adam, AdamW or AdamZ of curvk.optim, which can start a step from the saved weights"
             raise TypeError(message("SAM", "base", found, needed, remedy))
         self._defaults: Group = {"rho": rho, "adaptive": adaptive, "eta": eta}
+        check_unwrapped("SAM", base)
         check_group("SAM", "", self._defaults)
         check_phase("SAM", dict(zip(PHASE, (start, end, every, reset_state_on_switch), strict=True)))
         self._set_phase(start, end, every, reset_state_on_switch)
@@ -190,6 +222,7 @@ class SAM(Phase):
         self._saved: Arrays | None = None  # by parameter; None unless the weights are perturbed
         self._refused = False  # the last perturb_ met a gradient that is not finite
         self._fill()
+        base._within_sam = True
 
     @property
     def param_groups(self) -> list[Group]:
@@ -225,12 +258,12 @@ class SAM(Phase):
             remedy = "with gradients at hand use perturb_ and restore_and_step"
             raise TypeError(message("SAM.step", "grad", type(given).__name__, needed, remedy))
         grads = grad()
-        if self.perturb_(grads, grad_scale=grad_scale):
-            try:
+        try:
+            if self.perturb_(grads, grad_scale=grad_scale):
                 grads = grad()
-            except BaseException:
-                self.restore_()
-                raise
+        except BaseException:
+            self.restore_()
+            raise
         return self.restore_and_step(grads, grad_scale=grad_scale)
 
     def perturb_(self, grads: Sequence[Array | None], *, grad_scale: float = 1.0) -> bool:
@@ -280,9 +313,10 @@ class SAM(Phase):
             for (k, plan), indices in zip(plans, sets.values(), strict=True):
                 group = self.param_groups[k]
                 scale = float(group["rho"]) / grad_scale / (norm / grad_scale + NORM_FLOOR)
-                plan.run((scale, bool(group["adaptive"]), float(group["eta"])))
-                for i in indices:
-                    self._saved[i] = saved[i]
+                with uninterrupted():
+                    plan.run((scale, bool(group["adaptive"]), float(group["eta"])))
+                    for i in indices:
+                        self._saved[i] = saved[i]
         except BaseException:
             self.restore_()
             raise
@@ -331,14 +365,16 @@ class SAM(Phase):
             base._extras = {"origin": origin}
             stepped = base.step(grads, loss, grad_scale=grad_scale)
             self._restore(range(n) if not stepped else [i for i in range(n) if given[i] is None])
+            if stepped:
+                states = (base._states, base._steps)
         except BaseException:
             self.restore_()
-            if base._states is not states[0]:
-                base._dissolve()
-                base._states, base._steps = states
             raise
         finally:
             base._extras = {}
+            if base._states is not states[0]:
+                base._dissolve()
+                base._states, base._steps = states
         self._saved = None
         self._count(stepped, True)
         return stepped

@@ -159,7 +159,7 @@ class Alice(FusedOptimizer):
         self._samples: dict[int, Steps] = {}  # by index of the group, the probes its averages hold
         self._counted: dict[int, Steps] = {}  # of these, the ones that the step under way counts
         self._words: dict[int, int] = {}  # tensor words by id of the parameter
-        self._seen: dict[int, Any] = {}  # what the last step left, see _trace
+        self._seen: dict[int, tuple[int, int]] = {}  # what the last step left, see _traces
         self._begun: dict[int, Tensor] = {}  # centres of the parameters that have no states yet, during a step
         self._looks: list[tuple[list[Tensor], Group]] = []  # the parameters that stepped last, and their numbers
         self._realised: float | None = None
@@ -204,7 +204,6 @@ class Alice(FusedOptimizer):
             where = f"param_groups[{len(self.param_groups)}]."
             check_group(self._name, where, _plain({**self.defaults, **param_group}))
         super().add_param_group(param_group)
-        self._words = {}
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -216,16 +215,17 @@ class Alice(FusedOptimizer):
             closure: zeroes the gradients, evaluates the model with gradients enabled, calls backward and returns the
                 loss. It must see the same batch each time it is called within a step. It reads the parameters, which
                 are displaced meanwhile, and must not write to them.
-            measure: call it twice more, at the centre before and after the step, for `diagnose`.
+            measure: call it twice more, at the centre before and after the step, for `diagnose`. Should the last of
+                these calls raise, the step has been taken.
 
         Returns:
             What the closure returned at the look-ahead point. The parameters' gradients are those of that call.
 
         Raises:
             TypeError, ValueError, BufferError: no closure; a parameter, gradient or number that cannot be stepped, by
-                name; a gradient that is missing at one of the calls, or in the same memory as another one. The
-                parameters are then as they were, bit for bit, as they are where the closure raises, and no state has
-                changed.
+                name; a gradient that is missing at one of the calls, in the same memory as another one, or of a
+                parameter that has requires_grad = False. The parameters are then as they were, bit for bit, as they are
+                where the closure raises, and no state has changed.
 
         Parameters that were written between steps take the look-ahead point along: mu <- p, nu <- p + (nu - mu). What
         writes past autograd's version counter, as `p.data` does, is not seen and is undone.
@@ -244,6 +244,9 @@ class Alice(FusedOptimizer):
         sets = self._follow()
         distances = {s.index: sigma_of(groups[s.index]) for s in sets}
         params = [p for s in sets for p in s.params]
+        frozen = [(k, p) for k, group in enumerate(self.param_groups) for p in group["params"] if not p.requires_grad]
+        for _, p in frozen:
+            p.grad = None  # from before it was frozen
         self._counted = {}
         try:
             if measure:
@@ -254,6 +257,10 @@ class Alice(FusedOptimizer):
                 found.append(self._evaluate(closure, random, params, at_lookahead=sign == 0))
             *probes, at = [grads for _, grads in found]
             self._check_found(sets, probes, at)
+            for index, p in frozen:
+                if p.grad is not None:
+                    text = f"{self._name}: {self._label(index, p)} was given a gradient, yet has requires_grad = False"
+                    raise ValueError(f"{text}; use p.requires_grad_(), or leave the gradient None")
             columns = [{id(p): g for p, g in zip(params, grads, strict=True) if g is not None} for grads in probes]
             self._extras = dict(zip(self._extra_keys, columns, strict=False))
             self._update(found[-1][0])
@@ -262,7 +269,7 @@ class Alice(FusedOptimizer):
             self._extras = {}
             self._put_back(sets, all_of_them=not stepped)  # the kernel has put those that stepped
             self._begun = {}
-            self._seen = {id(p): _trace(p) for p in params}
+            self._seen = dict(zip(map(id, params), _traces(params), strict=True))
         if stepped:
             self.t += 1
             for counts in self._counted.values() if sample else ():
@@ -276,22 +283,22 @@ class Alice(FusedOptimizer):
     def _follow(self) -> list[_Set]:
         """The parameters to train, with centres for new ones; values that were written to others are taken over."""
         self._begun = {}
-        if not self._words:
+        ids = [id(p) for g in self.param_groups for p in g["params"]]
+        if list(self._words) != ids:
             names = [n for g in self.param_groups for n in g.get("param_names") or [None] * len(g["params"])]
             named = [str(i) if n is None else n for i, n in enumerate(names)]
-            ids = [id(p) for g in self.param_groups for p in g["params"]]
             self._words = dict(zip(ids, words(named, self._name), strict=True))
         sets: dict[tuple[int, torch.dtype], _Set] = {}
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if not p.requires_grad:
                     continue
-                state = self.state.get(p) or {}
-                if "center" not in state:
+                state = self.state.get(p)
+                if not state or "center" not in state:
                     self._check_new(index, p)
                     center = ahead = self._begun[id(p)] = p.detach().to(_state_dtype(p), copy=True)
                 else:
-                    if self._seen.get(id(p)) != _trace(p):
+                    if self._seen.get(id(p)) != (p.data_ptr(), p._version) or state["center"].shape != p.shape:
                         self._keep_up(index, p, state)
                     center, ahead = state["center"], state["lookahead"]
                 own = sets.get((index, p.dtype)) or sets.setdefault((index, p.dtype), _Set(index, [], [], [], []))
@@ -369,7 +376,7 @@ class Alice(FusedOptimizer):
 
         Only the evaluation at the look-ahead point counts in running statistics.
         """
-        traces = list(map(_trace, params))
+        traces = _traces(params)
         own = [p.grad for p in params] if keep else [None] * len(params)
         for p in params:
             p.grad = None
@@ -382,25 +389,29 @@ class Alice(FusedOptimizer):
             if not at_lookahead:
                 for p, g in zip(params, own, strict=True):
                     p.grad = g
-        if list(map(_trace, params)) != traces:
-            p = next(p for p, trace in zip(params, traces, strict=True) if _trace(p) != trace)
+        if (found := _traces(params)) != traces:
+            p = next(p for p, now, then in zip(params, found, traces, strict=True) if now != then)
             index = next(i for i, group in enumerate(self.param_groups) if any(q is p for q in group["params"]))
-            found, needed = f"a closure that writes to {self._label(index, p)}", "one that only reads the parameters"
-            raise ValueError(message(f"{self._name}.step", "closure", found, needed, "write to them between steps"))
+            what, needed = f"a closure that writes to {self._label(index, p)}", "one that only reads the parameters"
+            raise ValueError(message(f"{self._name}.step", "closure", what, needed, "write to them between steps"))
         return loss, grads
 
     def _check_found(self, sets: list[_Set], probes: list[Grads], at: Grads) -> None:
         """Raises where a gradient is missing at some evaluations of a step, or was overwritten by a later one."""
+        evaluations = [*probes, at] if probes else []
+        has = [g is not None for g in at]
+        places = [_places(grads) for grads in evaluations]
+        apart = len(set().union(*places)) == sum(map(len, places))
+        if apart and all([g is not None for g in grads] == has for grads in probes):
+            return
         owners = [(s.index, p) for s in sets for p in s.params]
-        places: dict[int, int] = {}  # evaluation by address
-        for turn, grads in enumerate([*probes, at] if probes else []):
-            for row, (g, last) in enumerate(zip(grads, at, strict=True)):
-                if (g is None) != (last is None):
+        turns: dict[int, int] = {}  # evaluation by address
+        for turn, grads in enumerate(evaluations):
+            for row, g in enumerate(grads):
+                if (g is not None) != has[row]:
                     text = "has a gradient at some evaluations of a step and none at others"
                     remedy = "the closure must take the same path each time"
-                elif g is None or g.layout != torch.strided or not g.numel():
-                    continue
-                elif places.setdefault(g.data_ptr(), turn) != turn:
+                elif any(turns.setdefault(place, turn) != turn for place in _places([g])):
                     text = "has gradients of two evaluations in the same memory, so that the later replaced the earlier"
                     remedy = "let backward() allocate them, not write into views of a buffer"
                 else:
@@ -426,7 +437,7 @@ class Alice(FusedOptimizer):
         inside, total, predicted = 0, 0, 0.0
         for params, group in self._looks:
             for moved in (False, True):
-                states = [self.state[p] for p in params]
+                states = [self.state[p] for p in params if self.state.get(p)]  # without those deleted since
                 states = [s for s in states if (float(s["step"]) > warmup_of(group)) == moved]
                 if states:
                     columns = [None if key is None else [s[key] for s in states] for key in self._keys(group)[:4]]
@@ -470,15 +481,27 @@ class Alice(FusedOptimizer):
         for index, group in enumerate(state_dict["param_groups"]):
             check_group(self._name, f"param_groups[{index}].", _plain(group))
         for index, p, state in self._pairs(state_dict):
+            text = f"{self._name}: the loaded state of {self._label(index, p)}"
             if "samples" not in state:
-                text = f"the loaded state of {self._label(index, p)} has no 'samples'; it comes from another optimizer"
-                raise ValueError(f"{self._name}: {text}")
+                raise ValueError(f"{text} has no 'samples'; it comes from another optimizer")
+            for key in ("step", "samples"):
+                try:
+                    met = float(state[key]) >= 0
+                except (TypeError, ValueError, RuntimeError):
+                    met = False
+                if not met:
+                    raise ValueError(f"{text} has '{key}' = {state[key]!r}, needs a count >= 0")
         self._loaded = state_dict
 
 
-def _trace(p: Tensor) -> tuple[int, int, torch.Size]:
+def _traces(params: list[Tensor]) -> list[tuple[int, int]]:
     """What tells that something wrote to a parameter, or gave it other memory."""
-    return p.data_ptr(), p._version, p.shape
+    return list(zip([p.data_ptr() for p in params], [p._version for p in params], strict=True))
+
+
+def _places(grads: Grads) -> set[int]:
+    """Where gradients begin, but for the sparse and the empty, which have no address."""
+    return {g.data_ptr() for g in grads if g is not None and g.layout == torch.strided} - {0}
 
 
 def _plain(group: Group) -> Group:

@@ -205,6 +205,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _needed: tuple[str, ...]  # the state keys without which a loaded state is not one of this class
     _array_keys: tuple[str, ...]  # the state keys of the parameter's shape
     _extra_keys: tuple[str, ...] = ()  # the array arguments after the states, which a step may bring along
+    _within_sam = False  # whether it is the base of a SAM
     _absent: Group  # what a group key means in a pickle or state dict older than the key
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf and calls step()
 

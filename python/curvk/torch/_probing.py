@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import get_ident
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -25,6 +25,59 @@ class Randomness:
         torch.set_rng_state(self._state)
 
 
+class _Freezing(local):
+    """What the calling thread has frozen in each `frozen_statistics` that it is in."""
+
+    def __init__(self) -> None:
+        self.contexts: list[_Frozen] = []
+
+
+class _Frozen:
+    """Normalisation layers whose statistics stay."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[_NormBase, dict[str, Any]]] = []
+        self.seen: set[int] = set()
+
+    def add(self, module: nn.Module) -> None:
+        if id(module) in self.seen:
+            return
+        for part in module.modules():  # also those that a compiled parent calls without hooks
+            if id(part) in self.seen:
+                continue
+            self.seen.add(id(part))
+            if not isinstance(part, _NormBase) or isinstance(part, torch.jit.ScriptModule):
+                continue
+            taken: dict[str, Any] = {}
+            if isinstance(part, _InstanceNorm):  # which would update its buffers whatever the flag says
+                if not part.training:
+                    self.seen.discard(id(part))  # it may train later on
+                    continue
+                taken = {name: part._buffers[name] for name in ("running_mean", "running_var")}
+            if part.track_running_stats:
+                part.track_running_stats = False
+                part._buffers.update(dict.fromkeys(taken))
+                self.layers.append((part, taken))
+
+    def release(self) -> None:
+        for part, taken in self.layers:
+            part.track_running_stats = True
+            part._buffers.update(taken)
+
+
+_freezing = _Freezing()
+_inside = 0  # contexts that are open, in all threads
+_handle: Any = None
+_lock = Lock()
+_KEY = -1  # of the hook; torch.compile would take a hook with another key for another model
+
+
+def _freeze(module: nn.Module, args: Any) -> None:
+    """A hook of every module; the other threads' calls pass it by."""
+    for context in _freezing.contexts:
+        context.add(module)
+
+
 @contextmanager
 def frozen_statistics() -> Iterator[None]:
     """In it, normalisation layers in training mode use the batch's statistics and leave the running ones alone.
@@ -32,37 +85,23 @@ def frozen_statistics() -> Iterator[None]:
     Holds for batch and instance normalisation of every module that this thread calls meanwhile. Scripted and traced
     modules cannot be reached.
     """
-    frozen: list[_NormBase] = []
-    buffers: list[dict[str, Any]] = []  # of instance normalisation, which would update them whatever its flag says
-    seen: set[int] = set()
-    thread = get_ident()
-
-    def freeze(module: nn.Module, args: Any) -> None:
-        if id(module) in seen or get_ident() != thread:  # the hook is all threads'
-            return
-        for part in module.modules():  # also those that a compiled parent calls without hooks
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
-            if not isinstance(part, _NormBase) or isinstance(part, torch.jit.ScriptModule):
-                continue
-            taken: dict[str, Any] = {}
-            if isinstance(part, _InstanceNorm):
-                if not part.training:
-                    seen.discard(id(part))  # it may train later on
-                    continue
-                taken = {name: part._buffers[name] for name in ("running_mean", "running_var")}
-            if part.track_running_stats:
-                part.track_running_stats = False
-                part._buffers.update(dict.fromkeys(taken))
-                frozen.append(part)
-                buffers.append(taken)
-
-    handle = register_module_forward_pre_hook(freeze)
+    global _inside, _handle
+    frozen = _Frozen()
+    with _lock:
+        _inside += 1
+        if _handle is None:
+            _handle = register_module_forward_pre_hook(_freeze)
+            hooks = _handle.hooks_dict_ref()
+            hooks[_KEY] = hooks.pop(_handle.id)
+            _handle.id = _KEY
+    _freezing.contexts.append(frozen)
     try:
         yield
     finally:
-        handle.remove()
-        for part, taken in zip(frozen, buffers, strict=True):
-            part.track_running_stats = True
-            part._buffers.update(taken)
+        _freezing.contexts.remove(frozen)
+        frozen.release()
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _handle.remove()
+                _handle = None

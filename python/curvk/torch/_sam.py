@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from itertools import compress
+from operator import eq
 from typing import Any, overload
 
 import torch
@@ -18,37 +20,58 @@ from .._backend import Plan
 from .._errors import message
 from ..kernels.curvature import asam_norm
 from ..kernels.optim import global_norm
-from ..optim._sam import NORM_FLOOR, PHASE, Phase, check_group, check_phase, check_progress
+from ..optim._sam import (
+    NORM_FLOOR,
+    PHASE,
+    Phase,
+    check_group,
+    check_phase,
+    check_progress,
+    check_unwrapped,
+    uninterrupted,
+)
 from ._base import FusedOptimizer, Group, number
 from ._probing import frozen_statistics
 
 _NAME = "curvk.torch.SAM"
 
 
-def _holders(params: list[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]], list[int]]:
-    """The parameters' gradients, how many hold each one and its memory, and the memory's bytes."""
+def _marks(params: list[Tensor]) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
+    """The parameters' gradients, and for each what tells whether anybody else holds it or its memory.
+
+    Python, C++ (a graph that saved the gradient, DLPack) and other views count apart. Memory that torch cannot resize,
+    such as NumPy's, or that processes share has an owner whom none of them counts.
+    """
     grads: list[Any] = [p.grad for p in params]
-    storages = [g.untyped_storage() for g in grads]
-    count = torch._C._storage_Use_Count
-    holders = [(sys.getrefcount(g), count(s._cdata)) for g, s in zip(grads, storages, strict=True)]
-    return grads, holders, [s.nbytes() for s in storages]
+    memory = [g.untyped_storage() for g in grads]
+    columns = (
+        map(sys.getrefcount, grads),
+        map(Tensor._use_count, grads),  # type: ignore[attr-defined]
+        map(torch._C._storage_Use_Count, [m._cdata for m in memory]),
+        map(torch.UntypedStorage.resizable, memory),
+        map(torch.UntypedStorage.is_shared, memory),
+        map(eq, map(torch.UntypedStorage.nbytes, memory), [g.nbytes for g in grads]),
+        map(eq, map(Tensor.stride, grads), map(Tensor.stride, params)),
+        map(Tensor.is_neg, grads),
+        map(Tensor.is_conj, grads),
+    )
+    return grads, list(zip(*columns, strict=True))
 
 
 @cache
-def _alone() -> tuple[int, int]:
-    """What `_holders` counts for a gradient that only its parameter holds."""
+def _alone() -> tuple[Any, ...]:
+    """What `_marks` says of a gradient that only its parameter holds."""
     with torch.inference_mode(False), torch.enable_grad():
         p = torch.zeros(1, requires_grad=True)
         (2 * p).sum().backward()  # type: ignore[no-untyped-call]
-        return _holders([p])[1][0]
+        return _marks([p])[1][0]
 
 
 class _Rows:
     """Parameters of one group and dtype, and the buffers that hold their gradients and then their old weights."""
 
-    def __init__(self) -> None:
-        self.params: list[Tensor] = []
-        self.buffers: list[Tensor] = []
+    def __init__(self, params: list[Tensor], buffers: list[Tensor]) -> None:
+        self.params, self.buffers = params, buffers
 
     def plan(self) -> Plan:
         columns = [self.params, self.buffers]
@@ -126,7 +149,8 @@ class SAM(Phase, torch.optim.Optimizer):
         reset_state_on_switch: SAM's first step starts with fresh states, as in the code of late SAM's authors.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range, or a base that SAM cannot restore into.
+        TypeError, ValueError: an argument of the wrong kind or out of range, or a base that SAM cannot restore into or
+            that another SAM has.
 
     Attributes:
         base: the optimizer that steps.
@@ -135,11 +159,11 @@ class SAM(Phase, torch.optim.Optimizer):
 
     A gradient at w that holds inf or NaN perturbs nothing, stays where it is (so that GradScaler finds it too), and its
     step is skipped. From `perturb_` until the weights are restored, BatchNorm and InstanceNorm modules use their batch
-    but leave running statistics alone, whichever model they belong to. Random numbers are not rewound: dropout draws
-    new masks for the second gradient, as in the published code.
+    but leave running statistics alone, whichever model they belong to, where the same thread calls them. Random numbers
+    are not rewound: dropout draws new masks for the second gradient, as in the published code.
 
     The first gradients' memory is taken only where nobody else holds it; other gradients (views of a bucket, tensors
-    that the caller keeps, other strides) cost a buffer for the duration of the step.
+    that the caller keeps, NumPy's memory, other strides) cost a buffer for the duration of the step.
 
     48 bytes of traffic per float32 element in a step of AdamW, 20 of them SAM's. Norm floor and `adaptive` with eta = 0
     as in github.com/davda54/sam. Source: arXiv 2010.01412, 2102.11600, 2410.10373.
@@ -179,6 +203,7 @@ class SAM(Phase, torch.optim.Optimizer):
                 remedy = "use curvk.optim.SAM around it"
             raise TypeError(message(_NAME, "base", found, needed, remedy))
         own = {"rho": rho, "adaptive": adaptive, "eta": eta}
+        check_unwrapped(_NAME, base)
         check_group(_NAME, "", own)
         check_phase(_NAME, dict(zip(PHASE, (start, end, every, reset_state_on_switch), strict=True)))
         self._set_phase(start, end, every, reset_state_on_switch)
@@ -186,6 +211,7 @@ class SAM(Phase, torch.optim.Optimizer):
         self.base = base
         self._start_anew()
         self._fill()
+        base._within_sam = True
         super().__setstate__({})  # hooks, as Optimizer.__init__ makes them; groups and state are the base's
 
     def _start_anew(self) -> None:
@@ -194,14 +220,22 @@ class SAM(Phase, torch.optim.Optimizer):
         self._frozen: AbstractContextManager[Any] | None = None
 
     @property
-    def param_groups(self) -> list[Group]:  # type: ignore[override]
+    def param_groups(self) -> list[Group]:
         """The base's groups, with "rho", "adaptive" and "eta" in each."""
         return self.base.param_groups
 
+    @param_groups.setter
+    def param_groups(self, groups: list[Group]) -> None:
+        self.base.param_groups = groups
+
     @property
-    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, Any]:
         """The base's states."""
         return self.base.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.base.state = state
 
     @property
     def defaults(self) -> Group:  # type: ignore[override]
@@ -244,13 +278,13 @@ class SAM(Phase, torch.optim.Optimizer):
         self._need_idle("step")
         with torch.enable_grad():
             loss = closure()
-        if self.perturb_():
-            try:
+        try:
+            if self.perturb_():
                 with torch.enable_grad():
                     closure()
-            except BaseException:
-                self.restore_()
-                raise
+        except BaseException:
+            self.restore_()
+            raise
         self._finish(loss)
         return loss
 
@@ -300,8 +334,9 @@ class SAM(Phase, torch.optim.Optimizer):
                 group = self.param_groups[index]
                 scale = number(group["rho"]) * inv / (norm + NORM_FLOOR)
                 kept = {id(p): (p, old) for p, old in zip(r.params, r.buffers, strict=True)}
-                plan.run((scale, bool(group["adaptive"]), number(group["eta"])))
-                self._saved.update(kept)
+                with uninterrupted():
+                    plan.run((scale, bool(group["adaptive"]), number(group["eta"])))
+                    self._saved.update(kept)
                 for p in r.params:
                     p.grad = None
         except BaseException:
@@ -327,8 +362,12 @@ class SAM(Phase, torch.optim.Optimizer):
             RuntimeError: this is a step of SAM's, and `perturb_` was not called.
         """
         skipped = self.skipped_steps
-        with _attributes(self, grad_scale=1.0 / _factor("restore_and_step", inv_scale), found_inf=found_inf):
-            self.step()  # the one that schedulers and hooks watch
+        try:
+            with _attributes(self, grad_scale=1.0 / _factor("restore_and_step", inv_scale), found_inf=found_inf):
+                self.step()  # the one that schedulers and hooks watch
+        except BaseException:
+            self.restore_()
+            raise
         return self.skipped_steps == skipped
 
     def restore_(self) -> None:
@@ -342,7 +381,12 @@ class SAM(Phase, torch.optim.Optimizer):
     def _finish(self, loss: Any) -> None:
         """The base's step, or none; whatever happens, no weight stays perturbed."""
         perturbed = self._saved is not None
-        if self._refused or _flag(getattr(self, "found_inf", None)):
+        try:
+            skip = self._refused or _flag(getattr(self, "found_inf", None))
+        except BaseException:
+            self.restore_()
+            raise
+        if skip:
             self.restore_()
             self._count(False, perturbed)
             return
@@ -354,23 +398,24 @@ class SAM(Phase, torch.optim.Optimizer):
         base, before = self.base, None
         try:
             saved = {key: old for key, (_, old) in self._saved.items()}
-            with_grad = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
-            for p in with_grad:  # one that perturb_ saw no gradient of starts from a copy of itself
-                if id(p) not in saved:
-                    saved[id(p)] = p.detach().clone()
+            with_grad = {id(p): p for g in self.param_groups for p in g["params"] if p.grad is not None}
+            for key in with_grad.keys() - saved.keys():  # perturb_ saw no gradient: it starts from a copy of itself
+                saved[key] = with_grad[key].detach().clone()
             if self._resets():
                 before = dict(base.state)
                 base.state.clear()
             base._extras = {"origin": saved}
             stepped = self._step_base(loss)
-            self._restore(list(self._saved.keys() - (set(map(id, with_grad)) if stepped else ())))
+            self._restore(list(self._saved.keys() - (with_grad.keys() if stepped else ())))
+            if stepped:
+                before = None
         except BaseException:
             self.restore_()
-            if before is not None:
-                base.state.update(before)
             raise
         finally:
             base._extras = {}
+            if before is not None:
+                base.state.update(before)
         self._let_go()
         self._count(stepped, True)
 
@@ -386,9 +431,9 @@ class SAM(Phase, torch.optim.Optimizer):
     @torch.no_grad()
     def _restore(self, keys: list[int]) -> None:
         assert self._saved is not None
-        for key in keys:
-            p, old = self._saved[key]
-            p.copy_(old)
+        for p, old in map(self._saved.__getitem__, keys):
+            if p.shape == old.shape:  # else somebody gave it other weights since
+                p.copy_(old)
 
     def _let_go(self) -> None:
         self._saved = None
@@ -399,16 +444,15 @@ class SAM(Phase, torch.optim.Optimizer):
     def _rows(self) -> dict[tuple[int, torch.dtype], _Rows]:
         """The parameters with gradients, by group and dtype."""
         alone = _alone()
-        rows: dict[tuple[int, torch.dtype], _Rows] = defaultdict(_Rows)
+        rows: dict[tuple[int, torch.dtype], _Rows] = {}
         for index, group in enumerate(self.param_groups):
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            for p, g, holders, nbytes in zip(params, *_holders(params), strict=True):
-                own = holders == alone and g.stride() == p.stride() and g.nbytes == nbytes
-                if not own or g.is_neg() or g.is_conj():
-                    g = _copied(p, g)
-                row = rows[index, p.dtype]
-                row.params.append(p)
-                row.buffers.append(g)
+            found = zip(params, *_marks(params), strict=True)
+            buffers = [g if marks == alone else _copied(p, g) for p, g, marks in found]
+            dtypes = [p.dtype for p in params]
+            for dtype in dict.fromkeys(dtypes):
+                chosen = [d is dtype for d in dtypes]
+                rows[index, dtype] = _Rows(list(compress(params, chosen)), list(compress(buffers, chosen)))
         return rows
 
     def _norm(self, rows: dict[tuple[int, torch.dtype], _Rows]) -> float:
@@ -460,6 +504,7 @@ class SAM(Phase, torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.base, self._own = state["base"], state["own"]
+        self.base._within_sam = True
         self._set_progress(state["progress"])
         self._start_anew()
         super().__setstate__({})
