@@ -609,7 +609,7 @@ def test_states_come_back_where_the_first_step_is_skipped():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill sends no SIGINT there")
-def test_interrupt_while_the_weights_are_swapped(monkeypatch):
+def test_interrupt_while_the_weights_are_swapped(monkeypatch, ctrl_c):
     """Ctrl-C that arrives when the kernel has written, but nothing yet says so."""
     w = np.array([3.0, 4.0])
     sam = SAM(SGD([w], lr=0.1), rho=0.5)
