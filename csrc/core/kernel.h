@@ -46,6 +46,31 @@ void for_list(const int64_t* sizes, int64_t count, int64_t grain, F f) {
     });
 }
 
+// Sums are formed over chunks of this length, whatever the number of threads, and added in the chunks' order.
+constexpr int64_t sum_chunk = 32768;
+
+inline int64_t count_chunks(const int64_t* sizes, int64_t count) {
+    int64_t chunks = 0;
+    for (int64_t row = 0; row < count; ++row) chunks += (sizes[row] + sum_chunk - 1) / sum_chunk;
+    return chunks;
+}
+
+// Calls f(chunk, row, offset, length) for every chunk of `count` arrays, `grain` chunks a thread at least.
+template <class F>
+void for_chunks(const int64_t* sizes, int64_t count, int64_t grain, F f) {
+    for_ranges(count_chunks(sizes, count), grain, [&](int64_t begin, int64_t end) {
+        int64_t first = 0;  // the row's first chunk
+        for (int64_t row = 0; row < count && first < end; ++row) {
+            const int64_t own = (sizes[row] + sum_chunk - 1) / sum_chunk;
+            for (int64_t c = begin > first ? begin : first; c < end && c < first + own; ++c) {
+                const int64_t at = (c - first) * sum_chunk, left = sizes[row] - at;
+                f(c, row, at, left < sum_chunk ? left : sum_chunk);
+            }
+            first += own;
+        }
+    });
+}
+
 constexpr int64_t block = 64;               // elements between two rounds of prefetches
 constexpr int64_t prefetch_distance = 2048;  // bytes
 
@@ -77,6 +102,12 @@ inline void for_blocks(int64_t n, F f) {
 
 // Lambdas given to for_blocks carry this: both calls must become loops of their own.
 #define CURVK_INLINE __attribute__((always_inline))
+
+inline float magnitude(float x) { return __builtin_fabsf(x); }
+inline double magnitude(double x) { return __builtin_fabs(x); }
+// In the type of its argument: sqrt(double) of a float would cost a conversion each way and other bits.
+inline float root(float x) { return sqrtf(x); }
+inline double root(double x) { return sqrt(x); }
 
 // x^n for n >= 0 by squaring, so that C++ and the Python twins agree in the last bit (libm's pow differs by platform).
 inline double power(double x, int64_t n) {

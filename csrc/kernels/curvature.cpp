@@ -5,11 +5,6 @@ namespace CURVK_LEVEL {
 #include "curvk/curvature.h"
 namespace {
 
-inline float magnitude(float x) { return __builtin_fabsf(x); }
-inline double magnitude(double x) { return __builtin_fabs(x); }
-inline float root(float x) { return sqrtf(x); }
-inline double root(double x) { return sqrt(x); }
-
 // ---- the look-ahead point ---------------------------------------------------------------------------------------------
 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
@@ -209,8 +204,6 @@ int32_t alice_list(CURVK_ALICE_LIST(T, S)) {
 
 // ---- sums -------------------------------------------------------------------------------------------------------------
 
-constexpr int64_t sum_chunk = 32768;
-
 void add_lanes(const double* __restrict x, int64_t n, double* __restrict total) {
     double lane[lanes];  // a local array of one loop: two arrays, or a struct's, stay in memory
     memcpy(lane, total, sizeof lane);
@@ -224,27 +217,17 @@ void add_lanes(const double* __restrict x, int64_t n, double* __restrict total) 
 // out[k] <- sum over all elements of term k. f(row, i, n, terms) writes the terms of n <= stage_block elements.
 template <int terms, class F>
 int32_t sum_terms(const int64_t* sizes, int64_t count, double* out, F f) {
-    int64_t chunks = 0;
-    for (int64_t row = 0; row < count; ++row) chunks += (sizes[row] + sum_chunk - 1) / sum_chunk;
+    const int64_t chunks = count_chunks(sizes, count);
     double* const partials = static_cast<double*>(malloc((size_t(chunks) * terms + 1) * sizeof(double)));
     if (!partials) return CURVK_NO_MEMORY;
-    for_ranges(chunks, 1, [=](int64_t begin, int64_t end) {
-        int64_t first = 0;  // the row's first chunk
-        for (int64_t row = 0; row < count && first < end; ++row) {
-            const int64_t own = (sizes[row] + sum_chunk - 1) / sum_chunk;
-            for (int64_t c = begin > first ? begin : first; c < end && c < first + own; ++c) {
-                const int64_t from = (c - first) * sum_chunk;
-                const int64_t to = sizes[row] < from + sum_chunk ? sizes[row] : from + sum_chunk;
-                double total[terms][lanes] = {}, term[terms][stage_block];
-                for (int64_t i = from; i < to; i += stage_block) {
-                    const int64_t n = to - i < stage_block ? to - i : stage_block;
-                    f(row, i, n, term);
-                    for (int k = 0; k < terms; ++k) add_lanes(term[k], n, total[k]);
-                }
-                for (int k = 0; k < terms; ++k) partials[c * terms + k] = fold(total[k]);
-            }
-            first += own;
+    for_chunks(sizes, count, 1, [=](int64_t chunk, int64_t row, int64_t from, int64_t length) {
+        double total[terms][lanes] = {}, term[terms][stage_block];
+        for (int64_t i = from; i < from + length; i += stage_block) {
+            const int64_t n = from + length - i < stage_block ? from + length - i : stage_block;
+            f(row, i, n, term);
+            for (int k = 0; k < terms; ++k) add_lanes(term[k], n, total[k]);
         }
+        for (int k = 0; k < terms; ++k) partials[chunk * terms + k] = fold(total[k]);
     });
     for (int k = 0; k < terms; ++k) {
         out[k] = 0;

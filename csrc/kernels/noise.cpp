@@ -39,9 +39,6 @@ int32_t fill_list(CURVK_FILL_LIST(T)) {
 
 // ---- sums of draws ----------------------------------------------------------------------------------------------------
 
-inline float magnitude(float x) { return __builtin_fabsf(x); }
-inline double magnitude(double x) { return __builtin_fabs(x); }
-
 // p <- shrink p + sum, or only where |p| <= threshold if masked, which costs three more operations.
 template <class Format, bool masked, class T = typename Format::T, class S = typename Format::S>
 struct Step {
@@ -99,7 +96,7 @@ int32_t sum_list(T* const* p, T* const* out, CURVK_KEYS, const int64_t* sizes, i
 
 // ---- inner products with draws ----------------------------------------------------------------------------------------
 
-constexpr int64_t dot_chunk = 32768, dot_block = 1024;  // a block's lanes start at lane 0
+constexpr int64_t dot_block = 1024;  // a block's lanes start at lane 0
 
 template <class Format, class T = typename Format::T>
 void add_products(const T* __restrict v, const float* __restrict z, int64_t n, double* __restrict total) {
@@ -129,25 +126,16 @@ double dot_chunk_of(const T* v, int64_t size, int64_t offset, const Stream& stre
 
 template <class Format, class T = typename Format::T>
 int32_t dot_list(CURVK_DOT_LIST(T)) {
-    int64_t chunks = 0;
-    for (int64_t row = 0; row < count; ++row) chunks += (sizes[row] + dot_chunk - 1) / dot_chunk;
+    const int64_t chunks = count_chunks(sizes, count);
     double* const partials = static_cast<double*>(malloc((size_t(chunks) + 1) * size_t(k + 1) * sizeof(double)));
     if (!partials) return CURVK_NO_MEMORY;
     with_distribution(dist, [=](auto distribution) {
         using D = decltype(distribution);
-        for_ranges(chunks, 1, [=](int64_t begin, int64_t end) {
-            int64_t first = 0;  // the row's first chunk
-            for (int64_t row = 0; row < count && first < end; ++row) {
-                const int64_t own = (sizes[row] + dot_chunk - 1) / dot_chunk;
-                for (int64_t c = begin > first ? begin : first; c < end && c < first + own; ++c) {
-                    const int64_t at = (c - first) * dot_chunk, left = sizes[row] - at;
-                    for (int64_t j = 0; j < k; ++j)
-                        partials[c * k + j] = dot_chunk_of<Format, D>(
-                            v[row] + at, left < dot_chunk ? left : dot_chunk, offset[row] + at,
-                            Stream{uint64_t(seed), uint32_t(tensor[row]), uint32_t(draws[j])});
-                }
-                first += own;
-            }
+        for_chunks(sizes, count, 1, [=](int64_t chunk, int64_t row, int64_t at, int64_t n) {
+            for (int64_t j = 0; j < k; ++j)
+                partials[chunk * k + j] =
+                    dot_chunk_of<Format, D>(v[row] + at, n, offset[row] + at,
+                                            Stream{uint64_t(seed), uint32_t(tensor[row]), uint32_t(draws[j])});
         });
     });
     for (int64_t j = 0; j < k; ++j) {

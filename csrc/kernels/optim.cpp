@@ -115,9 +115,7 @@ inline void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __r
             second = second > old || second != second ? second : old;  // a NaN on either side stays, as in torch.maximum
             max_v[i] = second;
         }
-        // Format::S picks sqrtf for float: sqrt(double) would cost a conversion each way and other bits.
-        const S root = sizeof(S) == 4 ? S(sqrtf(float(second))) : S(sqrt(double(second)));
-        p[i] = Format::store(param * s.shrink - s.step_size * first / (root * s.inv_root2 + s.eps));
+        p[i] = Format::store(param * s.shrink - s.step_size * first / (root(second) * s.inv_root2 + s.eps));
     }
 }
 
@@ -145,8 +143,6 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
 }
 
 // ---- sum of squares ---------------------------------------------------------------------------------------------------
-
-constexpr int64_t norm_chunk = 32768;
 
 struct Partial {
     double sum;
@@ -178,21 +174,12 @@ Partial sum_squares_chunk(const T* __restrict x, int64_t n, double scale) {
 
 template <class Format, class T = typename Format::T>
 int32_t sum_squares_list(CURVK_NORM_LIST(T)) {
-    int64_t chunks = 0;
-    for (int64_t row = 0; row < count; ++row) chunks += (sizes[row] + norm_chunk - 1) / norm_chunk;
+    const int64_t chunks = count_chunks(sizes, count);
     Partial few[64];
     Partial* partials = chunks <= 64 ? few : static_cast<Partial*>(malloc(size_t(chunks) * sizeof(Partial)));
     if (!partials) return CURVK_NO_MEMORY;
-    for_ranges(chunks, 2, [=](int64_t begin, int64_t end) {
-        int64_t first = 0;  // the row's first chunk
-        for (int64_t row = 0; row < count && first < end; ++row) {
-            const int64_t own = (sizes[row] + norm_chunk - 1) / norm_chunk;
-            for (int64_t c = begin > first ? begin : first; c < end && c < first + own; ++c) {
-                const int64_t at = (c - first) * norm_chunk, left = sizes[row] - at;
-                partials[c] = sum_squares_chunk<Format>(x[row] + at, left < norm_chunk ? left : norm_chunk, scale);
-            }
-            first += own;
-        }
+    for_chunks(sizes, count, 2, [=](int64_t chunk, int64_t row, int64_t at, int64_t n) {
+        partials[chunk] = sum_squares_chunk<Format>(x[row] + at, n, scale);
     });
     double sum = 0;
     bool finite = true;

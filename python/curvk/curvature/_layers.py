@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -167,7 +167,6 @@ def read_layers(
     d = distances[:, None]
     elements = sums / sizes[:, None]  # means over the elements of a layer, per sample
     rho, h2 = 2 * elements[..., 0] / d, elements[..., 2] / d**2
-    error: Callable[[Array], Array] = lambda x: x.std(axis=0, ddof=1) / np.sqrt(n)  # noqa: E731
     mean = elements.mean(axis=0)
     reference = (mean[..., 1] + mean[..., 2]) / (2 * d**2)
     floor = 2 * np.maximum(units**2 * mean[..., 3], measured.rounding / sizes) / d
@@ -176,6 +175,9 @@ def read_layers(
     tail = (1 - LEVEL) / 2
     # inverted_cdf: no arithmetic between an infinite value and its neighbour
     low, high = np.quantile(spread, [tail, 1 - tail], axis=0, method="inverted_cdf")
+
+    def error(x: Array) -> Array:
+        return np.asarray(x.std(axis=0, ddof=1) / np.sqrt(n))
 
     def estimate(kind: int, k: int, layer: int) -> Estimate:
         return Estimate(*(float(x[kind, k, layer]) for x in (central, low, high)))

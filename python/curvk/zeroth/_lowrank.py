@@ -103,9 +103,8 @@ def combine(
     rows = max(1, _TILE // right.shape[1])
     total, term = np.empty((2, min(rows, len(theta)), right.shape[1]), right.dtype)
     with np.errstate(all="ignore"):  # as the kernels, which do not warn; its end restores the buffer size too
-        np.setbufsize(
-            1024
-        )  # the default makes NumPy copy short rows to form longer ones: three times the product's time
+        # The default makes NumPy copy short rows to form longer ones: three times the product's time.
+        np.setbufsize(1024)
         for first in range(0, len(theta), rows):
             part = slice(first, first + rows)
             before, a = theta[part], left[part]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -349,7 +348,10 @@ def _true_asam(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-_flops: Callable[[Options], int] = lambda o: 30 if {**ALICE, **o}["sample"] else 22  # noqa: E731
+
+def _flops(o: Options) -> int:
+    return 30 if {**ALICE, **o}["sample"] else 22
+
 
 CASES = [
     Case(
