@@ -29,8 +29,9 @@ from ..optim._alice import (
     warn_if_inexact,
 )
 from ..zeroth._stream import words
-from ._base import Fresh, FusedOptimizer, Group, Params, State, Steps, _Batch, _state_dtype, number
+from ._base import Fresh, FusedOptimizer, Group, Params, _Batch, number
 from ._probing import Randomness, frozen_statistics
+from ._states import State, Steps, state_dtype
 
 Closure = Callable[[], Any]
 Grads = list[Tensor | None]
@@ -296,7 +297,7 @@ class Alice(FusedOptimizer):
                 state = self.state.get(p)
                 if not state or "center" not in state:
                     self._check_new(index, p)
-                    center = ahead = self._begun[id(p)] = p.detach().to(_state_dtype(p), copy=True)
+                    center = ahead = self._begun[id(p)] = p.detach().to(state_dtype(p), copy=True)
                 else:
                     if self._seen.get(id(p)) != (p.data_ptr(), p._version) or state["center"].shape != p.shape:
                         self._keep_up(index, p, state)
@@ -317,7 +318,7 @@ class Alice(FusedOptimizer):
     def _keep_up(self, index: int, p: Tensor, state: State) -> None:
         """Takes over what was written to a parameter since the last step."""
         self._check_new(index, p)
-        dtype = _state_dtype(p)
+        dtype = state_dtype(p)
         for key in ("center", "lookahead"):
             if state[key].shape != p.shape:
                 found, needed = f"shape {tuple(state[key].shape)}", f"{tuple(p.shape)} as the parameter"

@@ -1,9 +1,8 @@
 """What the optimizers of curvk.torch share: from parameter groups to kernel calls, and the state that outlives a step.
 
 A step reads parameters and gradients anew: gradients are reallocated, `p.data` moves, users edit groups. States stay
-where they are as a rule, so a step keeps what it found in `_Found`, and the next one only makes sure that the state
-dicts still hold the same objects. States that the optimizer makes are views of one buffer per key, and step counts of
-one vector (`Steps`): what autograd must be told, or counted, for a thousand parameters is one call.
+where they are as a rule, so a step keeps what it found in `Found`, and the next one only makes sure that the state
+dicts still hold the same objects.
 """
 
 from __future__ import annotations
@@ -11,80 +10,30 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from operator import is_, is_not
+from operator import is_not
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.overrides import TorchFunctionMode
 
 from .._arrays import Column, written
 from .._backend import Plan, get_backend
 from .._errors import check_scalar
 from .._signatures import ops
 from ..kernels.optim import global_norm
+from ._states import Found, Last, State, Steps, new_states, state_dtype, with_own_memory
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 Group = dict[str, Any]
-State = dict[str, Any]
 Fresh = dict[
     int, tuple[Tensor, State]
 ]  # states that a step will put in place if nothing is refused, by id of the parameter
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-
-
-def _state_dtype(p: Tensor) -> torch.dtype:
-    return torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
-
-
-def _new_states(wanted: list[tuple[Tensor, str, Tensor | None]]) -> list[Tensor]:
-    """A state for each parameter and key: zeros, or a copy of the value, laid out as the parameter.
-
-    States of one key and dtype are views of one buffer, so that they share its version counter; each starts a cache
-    line.
-    """
-    sets: dict[tuple[str, torch.dtype], list[int]] = {}
-    for row, (p, key, _) in enumerate(wanted):
-        sets.setdefault((key, _state_dtype(p)), []).append(row)
-    states = [torch.Tensor()] * len(wanted)
-    with torch.inference_mode(False), torch.no_grad():
-        for (_, dtype), rows in sets.items():
-            line = 64 // dtype.itemsize
-            starts = [0]
-            for row in rows:
-                starts.append(starts[-1] + -(-wanted[row][0].numel() // line) * line)
-            buffer = torch.zeros(starts[-1], dtype=dtype)
-            for row, start in zip(rows, starts, strict=False):
-                p, _, value = wanted[row]
-                strides = p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride()
-                states[row] = buffer.as_strided(p.shape, strides, start)
-                if value is not None:
-                    states[row].copy_(value)
-    return states
-
-
-class _Identity(TorchFunctionMode):
-    """In its context a comparison of two tensors is an error."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise LookupError
-
-
-def _same(found: Any, known: Any) -> bool:
-    """True if containers hold the same tensors.
-
-    Their == looks for identity before it compares, at a tenth of the cost of a loop; what it would compare differs.
-    """
-    try:
-        with _Identity():
-            return bool(found == known)
-    except Exception:  # also what foreign objects beside the tensors may raise
-        return False
 
 
 def number(x: Any) -> Any:
@@ -94,90 +43,6 @@ def number(x: Any) -> Any:
     if x.numel() != 1:
         raise ValueError(f"got a tensor of shape {tuple(x.shape)}, needs a number or a tensor of one element")
     return x.item()
-
-
-class Steps:
-    """The step counts of parameters that step together: one float32 vector, its 0-dim views the `step` states.
-
-    So counting a thousand parameters is one addition. A `step` that somebody replaced is noticed by its identity.
-    `key` names another count.
-    """
-
-    def __init__(self, states: list[State], key: str = "step") -> None:
-        self.key = key
-        with torch.inference_mode(False), torch.no_grad():
-            self.vector = torch.tensor([float(s[key]) for s in states], dtype=torch.float32)
-            self.views = list(self.vector.unbind())
-        for state, view in zip(states, self.views, strict=True):
-            state[key] = view
-
-    def belong_to(self, states: list[State]) -> bool:
-        return len(states) == len(self.views) and all(map(is_, [s[self.key] for s in states], self.views))
-
-    def counts(self) -> list[float]:
-        """The counts, or only the one that all have."""
-        low, high = map(float, torch.aminmax(self.vector))
-        return [low] if low == high else self.vector.tolist()
-
-
-def _with_own_memory(state: Any, keep: Container[int] = ()) -> Any:
-    """The state with clones of its views, for what leaves the optimizer; views of the bases `keep`, by id, stay."""
-    if not isinstance(state, dict):
-        return state
-    return {
-        k: v.clone() if isinstance(v, Tensor) and v._base is not None and id(v._base) not in keep else v
-        for k, v in state.items()
-    }
-
-
-class _Found:
-    """What a step found for a group whose parameters go to one kernel call, with the states as tuples.
-
-    The binder does not read a tuple again that it has seen, and leaves its version counters to `bases`.
-    """
-
-    def __init__(self, params: list[Tensor], keys: tuple[str | None, ...], columns: list[Column]) -> None:
-        self.params, self.keys = params, keys
-        self.columns = [None if c is None else tuple(c) for c in columns]
-        self.turn = 0
-        self.bases: list[Tensor] = []  # the tensors whose memory the states are, and where it starts
-        self.starts: list[int] = []
-        self.places: list[list[int]] = []  # where each state starts
-
-    def holds(self, params: list[Tensor], keys: tuple[str | None, ...]) -> bool:
-        """True if these are the parameters and keys, and the states' memory is where it was."""
-        if keys != self.keys or not _same(params, self.params):
-            return False
-        if not self.places:  # only now, for a group that changes at every step never asks
-            self.places = [[s.data_ptr() for s in c] for c in self.columns if c is not None]
-            bases = {id(b): b for c in self.columns for s in c or () for b in (s if s._base is None else s._base,)}
-            self.bases = list(bases.values())
-            self.starts = [b.data_ptr() for b in self.bases]
-        return [b.data_ptr() for b in self.bases] == self.starts
-
-    def moved(self) -> tuple[Tensor, str] | None:
-        """A parameter and key whose state no longer is where it was, among a few that take turns."""
-        n = -(-len(self.params) // 64)
-        rows = slice(self.turn, self.turn + n)
-        self.turn = self.turn + n if self.turn + n < len(self.params) else 0
-        present = [(k, c) for k, c in zip(self.keys, self.columns, strict=True) if c is not None]
-        for (key, column), places in zip(present, self.places, strict=True):
-            for p, state, place in zip(self.params[rows], column[rows], places[rows], strict=True):
-                if state.data_ptr() != place:
-                    return p, str(key)
-        return None
-
-
-class _Last:
-    """What the last step left: `optimizer.state`, and what it found for each group."""
-
-    def __init__(self, state: dict[Tensor, State], found: dict[int, _Found]) -> None:
-        self.params, self.states = list(state), [dict(s) for s in state.values()]
-        self.found = found
-
-    def holds(self, state: dict[Tensor, State]) -> bool:
-        """True if the parameters still have the same tensors as states."""
-        return _same((list(state), list(state.values())), (self.params, self.states))
 
 
 @dataclass(slots=True)
@@ -219,7 +84,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.skip_nonfinite = bool(skip_nonfinite)
         self._steps: dict[int, Steps] = {}  # by index of the group
-        self._last: _Last | None = None  # None unless the last step was completed
+        self._last: Last | None = None  # None unless the last step was completed
         self._extras: dict[str, dict[int, Tensor]] = {}  # for this step: a tensor for each parameter, by its id
         self._plans: list[Plan] = []  # one per kernel call of a step; a plan rebinds tensors that it knows faster
         super().__init__(params, defaults)
@@ -290,7 +155,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         last, self._last = self._last, None
         if last is None or not last.holds(self.state):
             last = None
-        found: dict[int, _Found] = {}
+        found: dict[int, Found] = {}
         try:
             for index in range(len(self.param_groups)):
                 self._bind(index, batches, fresh, last.found.get(index) if last else None, found)
@@ -308,13 +173,13 @@ class FusedOptimizer(torch.optim.Optimizer):
                 batch.plan.run(own)
                 written(batch.bases)
             if last is None or fresh:
-                last = _Last(self.state, found)
+                last = Last(self.state, found)
             self._last, last.found = last, found
         finally:
             self._release(len(batches))
 
     def _bind(
-        self, index: int, batches: list[_Batch], fresh: Fresh, before: _Found | None, found: dict[int, _Found]
+        self, index: int, batches: list[_Batch], fresh: Fresh, before: Found | None, found: dict[int, Found]
     ) -> None:
         """Checks a group's parameters that have gradients and binds them to kernel calls."""
         group = self.param_groups[index]
@@ -341,7 +206,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if len(set(dtypes)) == 1 and len(set(marks)) == 1:
             batches.append(self._batch(len(batches), index, marks[0], table, keys, fresh))
             if not params[0].is_complex():  # whose states the kernel sees through other tensors
-                found[index] = _Found(params, keys, columns)
+                found[index] = Found(params, keys, columns)
             return
         sets: dict[Hashable, list[int]] = {}
         for row, kind in enumerate(zip(dtypes, marks * (len(params) // len(marks)), strict=True)):
@@ -354,7 +219,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self,
         index: int,
         batches: list[_Batch],
-        before: _Found,
+        before: Found,
         params: list[Tensor],
         grads: list[Tensor],
         keys: tuple[str | None, ...],
@@ -412,7 +277,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for row in {row for row, _ in wanted}:
             completed[row] = {**({"step": 0.0} if "step" in self._needed else {}), **completed[row]}
             fresh[id(params[row])] = (params[row], completed[row])
-        new = _new_states([(params[row], k, self._initial(params[row], k)) for row, k in wanted])
+        new = new_states([(params[row], k, self._initial(params[row], k)) for row, k in wanted])
         for (row, key), state in zip(wanted, new, strict=True):
             completed[row][key] = state
         return completed
@@ -443,9 +308,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             wrong = [
                 row
                 for row, (p, s) in enumerate(zip(params, column or (), strict=False))
-                if isinstance(s, Tensor) and s.shape == p.shape and (s.dtype, s.device.type) != (_state_dtype(p), "cpu")
+                if isinstance(s, Tensor) and s.shape == p.shape and (s.dtype, s.device.type) != (state_dtype(p), "cpu")
             ]
-            new = _new_states([(params[row], str(key), column[row]) for row in wrong])
+            new = new_states([(params[row], str(key), column[row]) for row in wrong])
             for row, s in zip(wrong, new, strict=True):
                 p = params[row]
                 fresh.setdefault(id(p), (p, dict(self.state[p])))[1][str(key)] = mended[-1][row] = s
@@ -559,7 +424,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Views of one buffer would each be pickled with the whole of it.
         state = super().__getstate__()
-        state["state"] = defaultdict(dict, {p: _with_own_memory(s) for p, s in self.state.items()})
+        state["state"] = defaultdict(dict, {p: with_own_memory(s) for p, s in self.state.items()})
         return state | {"max_grad_norm": self.max_grad_norm, "skip_nonfinite": self.skip_nonfinite}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -588,7 +453,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for nbytes, base in views:
             filled[id(base)] += nbytes
         keep = {id(base) for _, base in views if 2 * filled[id(base)] >= base.nbytes}
-        return {**state_dict, "state": {k: _with_own_memory(s, keep) for k, s in state_dict["state"].items()}}
+        return {**state_dict, "state": {k: with_own_memory(s, keep) for k, s in state_dict["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's; the state is copied, with every bit that its dtype holds.
@@ -618,7 +483,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                         self.state[p][key] = torch.tensor(float(value), dtype=torch.float32)
                     else:
                         wanted.append((p, key, value))
-            for (p, key, _), own in zip(wanted, _new_states(wanted), strict=True):
+            for (p, key, _), own in zip(wanted, new_states(wanted), strict=True):
                 self.state[p][key] = own
 
         hooks = (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..optim import LossAdaptiveLR
-from ._base import Fresh, FusedOptimizer, Group, Params, State, Steps, number
+from ._base import Fresh, FusedOptimizer, Group, Params, number
+from ._states import State, Steps
 
 
 class SGD(FusedOptimizer):
