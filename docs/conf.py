@@ -46,12 +46,14 @@ class KernelTable(SphinxDirective):
             "|" + "---|" * 7,
         ]
         for op, case in cases().items():
-            shown = dict.fromkeys(row.variant for row in case.rows) or [next(iter(case.variants))]
-            for variant in shown:
+            shown: dict[str, list[str]] = {row.variant: [] for row in case.rows} or {next(iter(case.variants)): []}
+            for row in case.rows:
+                shown[row.variant] += [f for f in row.formats if f not in shown[row.variant]]
+            for variant, formats in shown.items():
                 options = case.variants[variant]
                 streams = case.streams(options)
                 sides = [", ".join(f"`{a}`" for a, use in streams.items() if side in use) for side in "rw"]
-                costs = ", ".join(f"{f}: {case.bytes(f, options)}" for f in case.formats if streams)
+                costs = ", ".join(f"{f}: {case.bytes(f, options):g}" for f in formats or case.formats if streams)
                 cells = [f"`{op}`", variant, *sides, costs, str(case.flops(options) or ""), case.error]
                 lines.append(f"| {' | '.join(cells)} |")
         return self.parse_text_to_nodes("\n".join(lines))

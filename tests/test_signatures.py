@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 from curvk import _backend
-from curvk._signatures import Argument, Range, functions, group, include_dir, ops, parse, read
+from curvk._signatures import Argument, Range, functions, group, include_dir, ops, parse, read, typedefs
 
 # ---- the reader -----------------------------------------------------------------------------------------------------
 
@@ -110,6 +110,38 @@ FAMILY(bf16, uint16_t, float)
     assert {op: {fmt: f.is_list for fmt, f in row.items()} for op, row in table.items()} == {
         "go": {"f32": True, "bf16": True}
     }
+
+
+def test_arrays_per_row_and_per_some_elements() -> None:
+    """The number may be a parameter of a macro; other comments keep their words."""
+    text = """
+#define LIST(T, N)                                                                      \\
+    T* const* p, float* const* scale /* per N */, curvk_bf16* const* copy /* or null */, \\
+    const int64_t* offset /* per row */, const int64_t* sizes, int64_t count, double a /* [0, 1] */
+CURVK_ELEMENTWISE int32_t curvk_go_list_f32(LIST(float, 32));
+CURVK_ELEMENTWISE int32_t curvk_go_list_f16(LIST(uint16_t, 256));
+CURVK_API int32_t curvk_sum_list_f32(const float* const* x, /* N per 32 elements */ float* const* scale /* per 8 */);
+"""
+    single, half, total = parse(text, "family")
+    assert [a.per for a in single.arrays] == [0, 32, 0, 0]
+    assert [a.per for a in half.arrays] == [0, 256, 0, 0]
+    assert [a.per for a in total.arrays] == [0, 8]
+    assert [a.per_row for a in single.arrays] == [False, False, False, True]
+    assert [a.nullable for a in single.arrays] == [False, False, True, False]
+    assert [a.element for a in half.arrays] == ["uint16_t", "float", "curvk_bf16", "int64_t"]
+    assert half.arguments[1].ctype == "float* const*"
+    assert single.scalars[0].range == Range(0, 1, True, True)
+    assert total.indexed  # the groups lie in C order
+
+
+@pytest.mark.parametrize("per", ["N", "0", "rows", "x32"])
+def test_a_number_of_elements_that_is_none_is_an_error(per: str) -> None:
+    with pytest.raises(ValueError, match=f"the headers say 'per {per}'"):
+        parse(f"CURVK_API int32_t curvk_x_list_f32(float* const* p, float* const* s /* per {per} */);", "family")
+
+
+def test_types_of_the_headers_own() -> None:
+    assert typedefs() == ["typedef uint16_t curvk_bf16;"]
 
 
 def test_a_macro_defined_by_itself_is_an_error() -> None:

@@ -35,7 +35,7 @@ struct DLPackExchangeApi {
 };
 
 constexpr int32_t device_cpu = 1;
-constexpr uint8_t code_int = 0, code_float = 2, code_bfloat = 4;
+constexpr uint8_t code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4;
 
 // The exchange table of a tensor type, or null. Only types that define it themselves count, and torch's Parameter, which
 // shares Tensor's storage: other subclasses may wrap tensors that hold no memory of their own.
@@ -92,6 +92,10 @@ bool view_of_tensor(PyObject* object, View& view) {
         view.format = Format::bf16;
     else if (t.dtype.code == code_int && t.dtype.bits == 64)
         view.format = Format::i64;
+    else if (t.dtype.bits == 16 && (t.dtype.code == code_int || t.dtype.code == code_uint))
+        view.format = Format::u16;
+    else if (t.dtype.code == code_uint && t.dtype.bits == 8)
+        view.format = Format::u8;
     view.writable = true;
     view.foreign = true;
     if (!view.data && view.size() > 0) return false;  // a tensor without memory, such as autograd's lazy zeros
@@ -108,7 +112,9 @@ Format format_of(const py::detail::PyArrayDescr_Proxy& descr) {
     switch (descr.type_num) {
         case api::NPY_FLOAT_: return Format::f32;
         case api::NPY_DOUBLE_: return Format::f64;
+        case api::NPY_SHORT_:
         case api::NPY_USHORT_: return Format::u16;
+        case api::NPY_UBYTE_: return Format::u8;
         case 23: return Format::f16;  // NPY_HALF, which pybind11 does not name
         case api::NPY_LONG_: return sizeof(long) == 8 ? Format::i64 : Format::other;
         case api::NPY_LONGLONG_: return Format::i64;

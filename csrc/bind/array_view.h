@@ -11,7 +11,7 @@ namespace curvk {
 
 namespace py = pybind11;
 
-enum class Format : uint8_t { f32, f64, bf16, f16, u16, i64, other };
+enum class Format : uint8_t { f32, f64, bf16, f16, u16, i64, u8, other };
 
 inline int64_t itemsize(Format f) {
     switch (f) {
@@ -19,23 +19,24 @@ inline int64_t itemsize(Format f) {
         case Format::bf16:
         case Format::f16:
         case Format::u16: return 2;
+        case Format::u8: return 1;
         default: return 8;
     }
 }
 
-// What an element of `have` may stand for: uint16 arrays carry bf16 bit patterns.
+// What an element of `have` may stand for: u16, any array of 16-bit integers, carries bf16 bit patterns.
 inline bool accepts(Format want, Format have) { return want == have || (want == Format::bf16 && have == Format::u16); }
 
 struct View {
-    char* data = nullptr;
-    const int64_t* shape = nullptr;
-    const int64_t* strides = nullptr;  // null: C-contiguous
-    int ndim = 0;
-    int64_t stride_unit = 1;  // bytes per unit of `strides`
-    int64_t itemsize = 0;
-    Format format = Format::other;
-    bool writable = false;
-    bool foreign = false;  // not NumPy's: its owner must be told of writes
+    char* data = nullptr;  // the rest is set by view_of alone: a row has views that stay unused, and each store costs
+    const int64_t* shape;
+    const int64_t* strides;  // null: C-contiguous
+    int ndim;
+    int64_t stride_unit;  // bytes per unit of `strides`
+    int64_t itemsize;
+    Format format;
+    bool writable;
+    bool foreign;  // not NumPy's: its owner must be told of writes
 
     int64_t size() const {
         int64_t n = 1;

@@ -2,7 +2,9 @@
 // run time. A new kernel needs no edit here.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <unordered_map>
@@ -10,10 +12,11 @@
 #include <vector>
 
 #include "bind/array_view.h"
+#include "core/strided.h"
 
 namespace curvk {
 
-constexpr size_t max_arguments = 32;
+constexpr size_t max_arguments = 40;
 
 union Slot {
     void* pointer;
@@ -28,6 +31,7 @@ struct Argument {
     Format element;  // of a table or an array
     bool written;
     bool nullable = false;
+    int32_t per = 0;  // a table whose arrays have one element for so many of the first table's; 0: as many as those
     std::string name{};
 
     bool is_array() const { return kind == table || kind == array || kind == row_values; }
@@ -44,7 +48,7 @@ struct Kernel {
     void (*function)();
 
     std::vector<const Argument*> arrays{};  // the array arguments in order
-    bool indexed = false;                   // told the logical index of each row's first element, so C order matters
+    bool indexed = false;  // C order matters: told the logical index of each row's first element, or has tables `per`
 
     bool is_list() const { return arguments[0].kind == Argument::table; }
     int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
@@ -59,6 +63,7 @@ constexpr Format element_format(Format sixteen_bit) {
     if (std::is_same_v<U, double>) return Format::f64;
     if (std::is_same_v<U, int64_t>) return Format::i64;
     if (std::is_same_v<U, uint16_t>) return sixteen_bit;
+    if (std::is_same_v<U, uint8_t>) return Format::u8;
     return Format::other;
 }
 
@@ -100,15 +105,20 @@ Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)
         return invoke(reinterpret_cast<int32_t (*)(A...)>(function), slots, std::index_sequence_for<A...>{});
     };
     size_t i = 0;
-    for (const char* name : names) {  // a trailing ? marks an argument that may be None, a # one with a value per row
-        k.arguments[i].name = name;
-        Argument& a = k.arguments[i];
-        if (a.name.back() == '?') a.nullable = true, a.name.pop_back();
-        if (a.name.back() == '#') a.kind = Argument::row_values, a.name.pop_back();
-        k.indexed = k.indexed || a.is_offset();
-        if (k.is_list() && k.arguments[i].name == "sizes") k.arguments[i].kind = Argument::sizes;
-        if (k.is_list() && k.arguments[i].name == "count") k.arguments[i].kind = Argument::count;
-        ++i;
+    for (const std::string marked : names) {  // what the marks after a name mean is in csrc/tools/generate.py
+        Argument& a = k.arguments[i++];
+        const size_t end = std::min(marked.find_first_of("?#~/"), marked.size());
+        a.name = marked.substr(0, end);
+        for (size_t at = end; at < marked.size(); ++at) {
+            if (marked[at] == '?') a.nullable = true;
+            if (marked[at] == '#') a.kind = Argument::row_values;
+            if (marked[at] == '~') a.element = Format::bf16;
+            if (marked[at] == '/') a.per = std::stoi(marked.substr(at + 1));
+        }
+        if (elementwise && a.per && block_length % a.per) throw std::logic_error(marked + ": must divide block_length");
+        k.indexed = k.indexed || a.is_offset() || a.per;
+        if (k.is_list() && a.name == "sizes") a.kind = Argument::sizes;
+        if (k.is_list() && a.name == "count") a.kind = Argument::count;
     }
     for (const Argument& a : k.arguments)  // the vector's memory stays put when a Kernel is moved
         if (a.is_array()) k.arrays.push_back(&a);

@@ -12,7 +12,7 @@
 namespace curvk {
 namespace {
 
-constexpr size_t max_arrays = 16;
+constexpr size_t max_arrays = 20;
 constexpr int64_t keep_gil_below = 8192;  // elements; releasing the GIL costs about as much as stepping these
 
 Format named_format(const std::string& name) {
@@ -242,6 +242,11 @@ class Plan {
             if (k.arrays[c]->kind != Argument::table || !present_[c] || (freeze_ && owned_column_[c])) continue;
             PyObject* object = item(columns[c].ptr(), row);
             if (!view(object, *k.arrays[c], known(c, row) == object, views[c])) return false;
+            if (const int64_t per = k.arrays[c]->per) {
+                const View& v = views[c];
+                if (v.ndim != 1 || !v.c_contiguous() || v.size() != (views[0].size() + per - 1) / per) return false;
+                continue;
+            }
             if (!views[c].same_shape(views[0])) return false;
             flat = flat && views[c].same_dense_layout(views[0]) && (!k.indexed || views[c].c_contiguous());
         }
@@ -261,7 +266,7 @@ class Plan {
             if (flat) {
                 table(c)[sizes_.size()] = v.data;
             } else {
-                strided_.back().arrays.push_back({v.data, itemsize(a.element), a.written, {}});
+                strided_.back().arrays.push_back({v.data, itemsize(a.element), a.written, {}, a.per});
                 for (int axis = 0; v.data && axis < v.ndim; ++axis)
                     strided_.back().arrays.back().strides.push_back(v.step(axis));
             }

@@ -1,5 +1,5 @@
 // Storage formats. A Format tells how an element is stored (T), in which type it is computed (S), and converts one
-// element each way. The 16-bit conversions are integer code with selects instead of branches, so that they vectorise
+// element each way; the 16-bit ones also stochastically, by `code`, which leaves the narrowing to the caller. The 16-bit conversions are integer code with selects instead of branches, so that they vectorise
 // at every level and give the same bits as F16C, which v2 lacks.
 #pragma once
 
@@ -28,12 +28,21 @@ struct BF16 {
     using T = uint16_t;
     using S = float;
     static S load(T x) { return bit_cast<float>(uint32_t{x} << 16); }
-    static T store(S x) {
+    // A NaN is only made quiet: it must not round up to infinity.
+    static uint32_t code(S x) {
         const uint32_t u = bit_cast<uint32_t>(x);
-        const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
-        const uint32_t quiet = (u >> 16) | 0x40u;                         // a NaN must not round up to infinity
-        return static_cast<T>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+        const uint32_t rounded = u + (0x7fffu + ((u >> 16) & 1u));  // to nearest, ties to even
+        return (x == x ? rounded : u | quiet) >> 16;
     }
+    // Up or down by uniform bits, so that the mean is x; the upper 16 count.
+    static uint32_t code(S x, uint32_t random) {
+        const uint32_t u = bit_cast<uint32_t>(x);
+        return (x == x ? u + (random >> 16) : u | quiet) >> 16;
+    }
+    static T store(S x) { return static_cast<T>(code(x)); }
+
+   private:
+    static constexpr uint32_t quiet = 0x00400000u;
 };
 
 struct F16 {
@@ -50,7 +59,7 @@ struct F16 {
         const uint32_t large = magnitude >= 0x7c00u ? (special | quiet) : normal;
         return bit_cast<float>(sign | (magnitude < 0x0400u ? tiny : large));
     }
-    static T store(S x) {
+    static uint32_t code(S x) {
         const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
         // Normal: move the exponent and round the 13 lost bits to nearest even; a carry runs into the exponent rightly.
         const uint32_t odd = (magnitude >> 13) & 1u;
@@ -59,8 +68,20 @@ struct F16 {
         const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
         const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x1ffu) : 0x7c00u;
         const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;  // 2^-14, the smallest normal
-        return static_cast<T>(sign | (magnitude >= 0x477ff000u ? special : finite));  // 65520 rounds to infinity
+        return sign | (magnitude >= 0x477ff000u ? special : finite);  // 65520 rounds to infinity
     }
+    // Up or down by uniform bits, so that the mean is x; the upper 13 count, below 2^-14 the upper 14, with which the sum is
+    // exact.
+    static uint32_t code(S x, uint32_t random) {
+        const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
+        const uint32_t normal = (magnitude - (uint32_t{127 - 15} << 23) + (random >> 19)) >> 13;
+        const float units = bit_cast<float>(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
+        const uint32_t tiny = uint32_t(int32_t(units + float(int32_t(random >> 18)) * 0x1p-14f));
+        const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x1ffu) : 0x7c00u;
+        const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
+        return sign | (magnitude >= 0x47800000u ? special : finite);  // 2^16
+    }
+    static T store(S x) { return static_cast<T>(code(x)); }
 };
 
 }  // namespace

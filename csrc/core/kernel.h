@@ -31,16 +31,18 @@ void for_ranges(int64_t n, int64_t grain, F f) {
 }
 
 // Calls f(row, offset, length) so that all elements of `count` arrays are covered, in one parallel region: the arrays
-// are laid end to end and the team takes equal shares, whatever their sizes.
-template <class F>
+// are laid end to end and the team takes equal shares, whatever their sizes. A row is split at multiples of `unit` only;
+// `grain` counts units.
+template <int64_t unit = 1, class F>
 void for_list(const int64_t* sizes, int64_t count, int64_t grain, F f) {
+    const auto units = [=](int64_t row) { return (sizes[row] + unit - 1) / unit; };
     int64_t total = 0;
-    for (int64_t row = 0; row < count; ++row) total += sizes[row];
+    for (int64_t row = 0; row < count; ++row) total += units(row);
     for_ranges(total, grain, [&](int64_t begin, int64_t end) {
         int64_t first = 0;  // where the row starts in the joined index
-        for (int64_t row = 0; row < count && first < end; first += sizes[row++]) {
-            const int64_t from = begin > first ? begin - first : 0;
-            const int64_t to = end - first < sizes[row] ? end - first : sizes[row];
+        for (int64_t row = 0; row < count && first < end; first += units(row++)) {
+            const int64_t from = (begin > first ? begin - first : 0) * unit;
+            const int64_t last = (end - first) * unit, to = last < sizes[row] ? last : sizes[row];
             if (from < to) f(row, from, to - from);
         }
     });

@@ -9,8 +9,6 @@
 namespace curvk {
 namespace {
 
-constexpr int64_t block_length = 1024;  // five arrays of 8-byte elements stay in a 48 KiB L1 cache
-
 // Walks elements [start, start + n) of a strided array in C order of the logical index, in runs along the last axis:
 // f(i, offset, run) takes elements i .. i + run, whose bytes start at offset and lie the last stride apart.
 template <class F>
@@ -55,6 +53,7 @@ void copy_words(const std::vector<int64_t>& shape, const StridedArray& array, in
 void copy(const std::vector<int64_t>& shape, const StridedArray& array, int64_t start, int64_t n, char* block,
           bool gather) {
     switch (array.itemsize) {
+        case 1: return copy_words<uint8_t>(shape, array, start, n, block, gather);
         case 2: return copy_words<uint16_t>(shape, array, start, n, block, gather);
         case 4: return copy_words<uint32_t>(shape, array, start, n, block, gather);
         default: return copy_words<uint64_t>(shape, array, start, n, block, gather);
@@ -87,13 +86,15 @@ int32_t run_strided(const std::vector<int64_t>& shape, const std::vector<Strided
             for (int64_t b = begin; b < end && j.status.load() == CURVK_OK; ++b) {
                 const int64_t start = b * block_length, left = j.n - start, length = left < block_length ? left : block_length;
                 for (size_t a = 0; a < tables.size(); ++a)
-                    if (tables[a]) copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), true);
+                    if (const StridedArray& array = j.arrays[a]; array.data && array.per)
+                        tables[a] = array.data + start / array.per * array.itemsize;
+                    else if (tables[a]) copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), true);
                 if (const int32_t status = j.f(j.context, tables.data(), start, length)) {
                     j.status.store(status);
                     return;
                 }
                 for (size_t a = 0; a < tables.size(); ++a)
-                    if (tables[a] && j.arrays[a].written)
+                    if (tables[a] && j.arrays[a].written && !j.arrays[a].per)
                         copy(j.shape, j.arrays[a], start, length, static_cast<char*>(tables[a]), false);
             }
         },

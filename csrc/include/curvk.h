@@ -7,8 +7,9 @@
  *   const T* input, T* in/out, int64_t sizes and flags, double scalars, int32_t status (0 is success).
  *   A comment after a scalar is its range, checked before anything is written; NaN is outside every range.
  *   A trailing "or null" marks a pointer that may be null.
- *   bf16 and f16 arrays travel as uint16_t bit patterns; the format is in the function's name.
- *   "per row" marks an array with a number for each array of a list.
+ *   bf16 and f16 arrays travel as uint16_t bit patterns; the format is in the function's name. curvk_bf16 is always bf16.
+ *   "per row" marks an array with a number for each array of a list, "per 32" a table whose arrays have one element for 32
+ *   of the first table's, in C order; the last may stand for fewer.
  *   `_list_` functions take tables of addresses and step all arrays in one parallel region.
  *   Arrays are contiguous, aligned to their element, and must not overlap where one of them is written.
  */
@@ -39,6 +40,7 @@ CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked ch
 #include "curvk/half.h"
 #include "curvk/noise.h"
 #include "curvk/optim.h"
+#include "curvk/sweep.h"
 #include "curvk/vmath.h"
 
 #endif

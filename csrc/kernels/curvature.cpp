@@ -1,5 +1,4 @@
-#include "core/kernel.h"
-#include "core/philox.h"
+#include "core/codes.h"
 
 namespace CURVK_LEVEL {
 #include "curvk/curvature.h"
@@ -162,41 +161,159 @@ constexpr auto advance_loop(int64_t limit) {
     return limit == adam ? advance<Format, adam, rooted> : limit == sgdm ? advance<Format, sgdm, rooted> : advance<Format, fixed, rooted>;
 }
 
+// The arrays of a block; glass, hessian, g_plus and g_minus may be null.
+template <class T, class S>
+struct AliceArrays {
+    T* p;
+    const T* g;
+    S *exp_avg, *glass, *hessian, *exp_avg_sq, *center, *lookahead;
+    const T *g_plus, *g_minus;
+};
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+class AliceStep {
+   public:
+    AliceStep(CURVK_ALICE_SCALARS)
+        : s_(alice_scalars<S>(beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move, grad_scale)),
+          mode_(Hess(hess)),
+          regular_(s_.l1 != 0 || s_.l2 != 0),
+          move_(move),
+          sample_(mode_ == absolute ? sample_hessian<Format, absolute>
+                  : mode_ == rms    ? sample_hessian<Format, rms>
+                                    : sample_hessian<Format, debiased>),
+          advance_(mode_ == rms || mode_ == debiased ? advance_loop<Format, true>(limit) : advance_loop<Format, false>(limit)),
+          shift_(mode_ == debiased ? s_.l2 : S(0)) {}
+
+    // n is at most a stage_block.
+    void operator()(const AliceArrays<T, S>& a, int64_t n) const {
+        const S none[stage_block] = {};
+        S grad[stage_block];
+        S* const estimate = mode_ == zero ? nullptr : a.hessian;
+        if (a.g_plus && a.g_minus) {
+            if (a.glass) sample_glass<Format>(a.g, a.g_plus, a.g_minus, a.glass, n, s_);
+            if (estimate) sample_(a.g, a.g_plus, a.g_minus, estimate, n, s_);
+        }
+        second_moment<Format>(a.g, a.exp_avg_sq, grad, n, s_);
+        if (regular_) regularise<S>(a.lookahead, grad, n, s_);
+        if (!move_) return stand<Format>(a.p, grad, a.exp_avg, a.center, n, s_);
+        advance_(a.p, grad, a.exp_avg, a.glass ? a.glass : none, estimate ? estimate : none, a.exp_avg_sq, a.center, a.lookahead,
+                 n, s_, shift_);
+    }
+
+   private:
+    AliceScalars<S> s_;
+    Hess mode_;
+    bool regular_;
+    int64_t move_;
+    decltype(&sample_hessian<Format, debiased>) sample_;
+    decltype(advance_loop<Format, true>(0)) advance_;
+    S shift_;
+};
+
+#define ALICE beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move, grad_scale
+
+template <class X>
+inline X* in_row(X* const* table, int64_t row, int64_t i) {
+    return table ? table[row] + i : nullptr;
+}
+
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t alice_list(CURVK_ALICE_LIST(T, S)) {
-    const auto s = alice_scalars<S>(beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move,
-                                    grad_scale);
-    const Hess mode = Hess(hess);
-    const bool regular = s.l1 != 0 || s.l2 != 0;
-    const auto sample = mode == absolute ? sample_hessian<Format, absolute>
-                        : mode == rms    ? sample_hessian<Format, rms>
-                                         : sample_hessian<Format, debiased>;
-    const bool rooted = mode == rms || mode == debiased;
-    const auto step = rooted ? advance_loop<Format, true>(limit) : advance_loop<Format, false>(limit);
-    const S shift = mode == debiased ? s.l2 : S(0);
+    const AliceStep<Format> step(ALICE);
     for_list(sizes, count, elementwise_grain / 2, [=](int64_t row, int64_t begin, int64_t size) {
-        const S none[stage_block] = {};
         for (int64_t at = 0; at < size; at += stage_block) {
             const int64_t i = begin + at, n = size - at < stage_block ? size - at : stage_block;
-            S grad[stage_block];
-            S* const density = glass ? glass[row] + i : nullptr;
-            S* const estimate = hessian ? hessian[row] + i : nullptr;
-            prefetch_span(g[row] + i, n), prefetch_span(exp_avg[row] + i, n), prefetch_span(exp_avg_sq[row] + i, n);
-            prefetch_span(center[row] + i, n);
-            if (density) prefetch_span(density, n);
-            if (estimate) prefetch_span(estimate, n);
-            if (g_plus && g_minus) {
-                prefetch_span(g_plus[row] + i, n), prefetch_span(g_minus[row] + i, n);
-                if (density) sample_glass<Format>(g[row] + i, g_plus[row] + i, g_minus[row] + i, density, n, s);
-                if (estimate && mode != zero) sample(g[row] + i, g_plus[row] + i, g_minus[row] + i, estimate, n, s);
-            }
-            second_moment<Format>(g[row] + i, exp_avg_sq[row] + i, grad, n, s);
-            if (regular) regularise<S>(lookahead[row] + i, grad, n, s);
-            if (!move) stand<Format>(p[row] + i, grad, exp_avg[row] + i, center[row] + i, n, s);
-            else
-                step(p[row] + i, grad, exp_avg[row] + i, density ? density : none,
-                     estimate && mode != zero ? estimate : none, exp_avg_sq[row] + i, center[row] + i, lookahead[row] + i, n, s,
-                     shift);
+            const AliceArrays<T, S> a{p[row] + i,
+                                      g[row] + i,
+                                      exp_avg[row] + i,
+                                      in_row(glass, row, i),
+                                      in_row(hessian, row, i),
+                                      exp_avg_sq[row] + i,
+                                      center[row] + i,
+                                      lookahead[row] + i,
+                                      in_row(g_plus, row, i),
+                                      in_row(g_minus, row, i)};
+            prefetch_span(a.g, n), prefetch_span(a.exp_avg, n), prefetch_span(a.exp_avg_sq, n), prefetch_span(a.center, n);
+            if (a.glass) prefetch_span(a.glass, n);
+            if (a.hessian) prefetch_span(a.hessian, n);
+            if (a.g_plus && a.g_minus) prefetch_span(a.g_plus, n), prefetch_span(a.g_minus, n);
+            step(a, n);
+        }
+    });
+    return 0;
+}
+
+// A tile of an 8-bit state as floats. What lies behind the row's end is 0, which changes no scale.
+template <bool is_signed>
+class Decoded {
+   public:
+    // n elements from the i-th of a row; null tables give a null x.
+    Decoded(uint8_t* const* codes, float* const* scale, int64_t row, int64_t i, int64_t n)
+        : x(codes ? x_ : nullptr), n_(n), codes_(in_row(codes, row, i)), scale_(in_row(scale, row, i / group)) {
+        if (!codes) return;
+        uint8_t stored[tile] = {};
+        float scales[groups] = {};
+        int32_t raw[tile];
+        memcpy(stored, codes_, size_t(n));
+        memcpy(scales, scale_, size_t((n + group - 1) / group) * sizeof *scales);
+        Coded::unpack<is_signed>(stored, raw);
+        for (int64_t j = 0; j < groups; ++j)
+            for (int64_t k = j * group; k < (j + 1) * group; ++k) x_[k] = Coded::value<is_signed>(raw[k], scales[j]);
+    }
+    Decoded(const Decoded&) = delete;  // x points into it
+    void store(const uint32_t* words) {
+        uint8_t stored[tile];
+        float scales[groups], by[groups];
+        uint32_t codes[tile];
+        Coded::measure(x_, scales, by);
+        for (int64_t j = 0; j < groups; ++j)
+            for (int64_t l = 0; l < group; ++l)
+                codes[j * group + l] = Coded::code<is_signed>(x_[j * group + l], by[j], spread(words[j], l));
+        Coded::pack(codes, stored, scales);
+        memcpy(codes_, stored, size_t(n_));
+        memcpy(scale_, scales, size_t((n_ + group - 1) / group) * sizeof *scales);
+    }
+    float* const x;
+
+   private:
+    int64_t n_;
+    uint8_t* codes_;
+    float* scale_;
+    float x_[tile];
+};
+
+template <class Format, class T = typename Format::T>
+int32_t alice8_list(CURVK_ALICE8_LIST(T, float)) {
+    const AliceStep<Format> step(ALICE);
+    for_list<unit>(sizes, count, elementwise_grain / unit / 2, [=](int64_t row, int64_t begin, int64_t size) {
+        Noise noise;
+        for (int64_t i = begin; i < begin + size; i += tile) {
+            if (i % unit == 0) noise.make({uint64_t(seed), uint32_t(tensor[row]), uint32_t(draw)}, (offset[row] + i) / unit);
+            const int64_t first = i % unit / group, n = begin + size - i < tile ? begin + size - i : tile;
+            Decoded<true> average(exp_avg, exp_avg_scale, row, i, n);
+            Decoded<false> density(glass, glass_scale, row, i, n), square(exp_avg_sq, exp_avg_sq_scale, row, i, n);
+            const bool sampled = g_plus && g_minus;
+            const auto advance = [&](auto estimate) {
+                for (int64_t at = 0; at < n; at += stage_block) {
+                    const AliceArrays<T, float> a{p[row] + i + at,
+                                                  g[row] + i + at,
+                                                  average.x + at,
+                                                  density.x ? density.x + at : nullptr,
+                                                  estimate.x ? estimate.x + at : nullptr,
+                                                  square.x + at,
+                                                  center[row] + i + at,
+                                                  lookahead[row] + i + at,
+                                                  in_row(g_plus, row, i + at),
+                                                  in_row(g_minus, row, i + at)};
+                    step(a, n - at < stage_block ? n - at : stage_block);
+                }
+                average.store(noise.words[0] + first);
+                if (sampled && density.x) density.store(noise.words[1] + first);
+                if (sampled && estimate.x && hess != zero) estimate.store(noise.words[2] + first);
+                square.store(noise.words[3] + first);
+            };
+            if (hess == debiased) advance(Decoded<true>(hessian, hessian_scale, row, i, n));
+            else advance(Decoded<false>(hessian, hessian_scale, row, i, n));
         }
     });
     return 0;
@@ -390,8 +507,7 @@ int32_t asam_norm_list(CURVK_ASAM_NORM_LIST(T)) {
     }                                                                                                                  \
     int32_t curvk_alice_step_list_##FMT(CURVK_ALICE_LIST(T, S)) {                                                      \
         return alice_list<Format>(p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus,       \
-                                  sizes, count, beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega,   \
-                                  hess, limit, move, grad_scale);                                                      \
+                                  sizes, count, ALICE);                                                                \
     }                                                                                                                  \
     int32_t curvk_glass_sums_list_##FMT(CURVK_GLASS_SUMS_LIST(T)) {                                                    \
         return glass_sums_list<Format>(g, g_plus, g_minus, sizes, count, out);                                         \
@@ -409,6 +525,13 @@ CURVATURE(f32, float, float, F32)
 CURVATURE(f64, double, double, F64)
 CURVATURE(bf16, uint16_t, float, BF16)
 CURVATURE(f16, uint16_t, float, F16)
+
+#define ALICE8                                                                                                       \
+    p, g, exp_avg, exp_avg_scale, glass, glass_scale, hessian, hessian_scale, exp_avg_sq, exp_avg_sq_scale, center, \
+        lookahead, g_plus, g_minus, tensor, offset, sizes, count, ALICE, draw, seed
+int32_t curvk_alice_step8_list_f32(CURVK_ALICE8_LIST(float, float)) { return alice8_list<F32>(ALICE8); }
+int32_t curvk_alice_step8_list_bf16(CURVK_ALICE8_LIST(uint16_t, float)) { return alice8_list<BF16>(ALICE8); }
+int32_t curvk_alice_step8_list_f16(CURVK_ALICE8_LIST(uint16_t, float)) { return alice8_list<F16>(ALICE8); }
 
 int32_t curvk_alice_model_list_f32(CURVK_ALICE_MODEL_LIST(float)) {
     return model_list<float>(exp_avg, glass, hessian, exp_avg_sq, sizes, count, eps, l2, lr_min, lr_max, fraction, hess, limit,

@@ -1,7 +1,6 @@
-#include "core/kernel.h"
+#include "core/optim_scalars.h"
 
 namespace CURVK_LEVEL {
-#include "curvk/optim.h"
 namespace {
 
 // The parameters that a step starts from, put where the loop looks for them: a block that stays in L1.
@@ -14,22 +13,6 @@ inline void fetch(T* p, const T* origin, int64_t n) {
 // ---- SGD --------------------------------------------------------------------------------------------------------------
 
 enum class Momentum { none, heavy_ball, nesterov };
-
-template <class S>
-struct SgdScalars {
-    S inv_scale, coupled_decay, shrink, momentum, damped, lr;
-};
-
-template <class S>
-SgdScalars<S> sgd_scalars(CURVK_SGD_SCALARS) {
-    (void)nesterov;
-    return {S((maximize ? -1.0 : 1.0) / grad_scale),
-            S(decoupled ? 0.0 : weight_decay),
-            S(decoupled ? 1.0 - lr * weight_decay : 1.0),
-            S(momentum),
-            S(first ? 1.0 : 1.0 - dampening),
-            S(lr)};
-}
 
 template <class Format, bool coupled, Momentum mode, class T, class S>
 inline void sgd(T* __restrict p, const T* __restrict g, S* __restrict buf, int64_t n, const SgdScalars<S> s) {
@@ -79,25 +62,6 @@ int32_t sgd_list(CURVK_SGD_LIST(T, S)) {
 }
 
 // ---- Adam -------------------------------------------------------------------------------------------------------------
-
-template <class S>
-struct AdamScalars {
-    S inv_scale, coupled_decay, shrink, beta1, gain1, beta2, gain2, step_size, inv_root2, eps;
-};
-
-template <class S>
-AdamScalars<S> adam_scalars(CURVK_ADAM_SCALARS) {
-    return {S((maximize ? -1.0 : 1.0) / grad_scale),
-            S(decoupled ? 0.0 : weight_decay),
-            S(decoupled ? 1.0 - lr * weight_decay : 1.0),
-            S(beta1),
-            S(1.0 - beta1),
-            S(beta2),
-            S(1.0 - beta2),
-            S(lr / (1.0 - power(beta1, step))),
-            S(1.0 / sqrt(1.0 - power(beta2, step))),
-            S(eps)};
-}
 
 template <class Format, bool coupled, bool amsgrad, class T, class S>
 inline void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __restrict v, S* __restrict max_v, int64_t n,

@@ -89,12 +89,19 @@ def dispatch(functions, levels: list[str]) -> str:
 def bindings(ops) -> str:
     """One X-macro line per kernel: op, format, elementwise, function, then the arguments' names.
 
-    A name ends in ? where the argument may be null, in # where it has a number per row.
+    A name is followed by ? where the argument may be null, # where it has a number per row, ~ where it is bfloat16
+    whatever the kernel's format (C++ knows no such type), /32 where it has one element for 32.
     """
+
+    def marked(a) -> str:
+        return (
+            a.name + "?" * a.nullable + "#" * a.per_row + "~" * (a.element == "curvk_bf16") + f"/{a.per}" * (a.per > 0)
+        )
+
     lines = []
     for op, variants in ops.items():
         for fmt, f in variants.items():
-            names = ", ".join(f'"{a.name}{"?" * a.nullable}{"#" * a.per_row}"' for a in f.arguments)
+            names = ", ".join(f'"{marked(a)}"' for a in f.arguments)
             lines.append(f'CURVK_KERNEL("{op}", "{fmt}", {str(f.elementwise).lower()}, {f.name}, {names})')
     return "\n".join(lines) + "\n"
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 Array = Any
 """A NumPy array, a torch CPU tensor, or an object with DLPack or the buffer protocol.
 
-uint16 NumPy arrays are bfloat16 bit patterns, as are arrays of ml_dtypes.bfloat16.
+uint16 and int16 NumPy arrays are bfloat16 bit patterns, as are arrays of ml_dtypes.bfloat16 and int16 tensors.
 """
 Column = Any  # one array, a list or tuple of arrays, or None
 
-_ELEMENTS = {"float": "float32", "double": "float64", "int64_t": "int64"}
+_ELEMENTS = {"float": "float32", "double": "float64", "int64_t": "int64", "uint8_t": "uint8", "curvk_bf16": "uint16"}
+_OF_ANY_FORMAT = ("int64_t", "uint8_t", "curvk_bf16")  # elements that do not depend on the first array's
 _FORMAT_DTYPES = {"f32": "float32", "f64": "float64", "bf16": "uint16", "f16": "float16", "i64": "int64"}
 _FORMAT_NAMES = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16", "i64": "int64"}
 _CPU_DEVICES = (1,)  # DLPack's kDLCPU
@@ -33,6 +34,12 @@ _CPU_DEVICES = (1,)  # DLPack's kDLCPU
 def dtype_of(argument: Argument, fmt: str) -> np.dtype[Any]:
     """The NumPy dtype that an array argument needs in the kernel of a format."""
     return np.dtype(_ELEMENTS.get(argument.element) or _FORMAT_DTYPES[fmt])
+
+
+def _accepted(argument: Argument, fmt: str) -> tuple[np.dtype[Any], ...]:
+    """The dtypes of which an array argument may be: bit patterns may be signed."""
+    dtype = dtype_of(argument, fmt)
+    return (dtype, np.dtype(np.int16)) if dtype == np.uint16 else (dtype,)
 
 
 def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
@@ -91,7 +98,7 @@ def _pick(op: str, first: np.ndarray[Any, Any], label: str, fmt: str | None) -> 
     if fmt is not None:
         return kernels[fmt]
     for name, kernel in kernels.items():
-        if first.dtype == dtype_of(kernel.arrays[0], name):
+        if first.dtype in _accepted(kernel.arrays[0], name):
             return kernel
     if first.dtype.newbyteorder("=") in [dtype_of(k.arrays[0], n) for n, k in kernels.items()]:
         remedy = f"use {label}.astype({label}.dtype.newbyteorder('='))"
@@ -112,13 +119,14 @@ def overlaps_itself(x: np.ndarray[Any, Any]) -> bool:
 
 def _check_one(op: str, x: np.ndarray[Any, Any], label: str, a: Argument, fmt: str, like: str) -> None:
     dtype = dtype_of(a, fmt)
-    if x.dtype != dtype:
+    if x.dtype not in _accepted(a, fmt):
         if x.dtype.newbyteorder("=") == dtype:
             remedy = f"use {label}.astype({label}.dtype.newbyteorder('='))"
             raise TypeError(message(op, label, x.dtype.str, f"{dtype} in native byte order", remedy))
-        name = "bfloat16 (as uint16)" if fmt == "bf16" and dtype == np.uint16 else dtype.name
+        name = "bfloat16 (as uint16)" if dtype == np.uint16 else dtype.name
         remedy = "" if dtype == np.uint16 else f"use {label}.astype(np.{dtype})"
-        raise TypeError(message(op, label, str(x.dtype), name + (f" like '{like}'" if like else ""), remedy))
+        name += f" like '{like}'" if like and a.element not in _OF_ANY_FORMAT else ""
+        raise TypeError(message(op, label, str(x.dtype), name, remedy))
     if a.written and not x.flags.writeable:
         raise BufferError(message(op, label, "a read-only array", "a writable one", f"use {label}.copy()"))
     if not x.flags.aligned:
@@ -216,12 +224,15 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             if argument.per_row and x.shape != (rows,):
                 raise ValueError(message(op, label, f"shape {x.shape}", f"shape ({rows},), a number for each array"))
             if listed and out:
-                reference = out[0][i]
-                if x.shape != reference.shape:
+                reference, per = out[0][i], argument.per
+                shape = (-(-reference.size // per),) if per else reference.shape
+                if x.shape != shape:
                     base = first_label.replace("[0]", f"[{i}]")
-                    raise ValueError(message(op, label, f"shape {x.shape}", f"shape {reference.shape} like '{base}'"))
-            if not (listed and kernel.elementwise) and not x.flags.c_contiguous:
-                if argument.written:
+                    like = f"an element for each {per} of '{base}'" if per else f"like '{base}'"
+                    needed = f"shape {shape}{', ' if per else ' '}{like}"
+                    raise ValueError(message(op, label, f"shape {x.shape}", needed))
+            if (argument.per or not (listed and kernel.elementwise)) and not x.flags.c_contiguous:
+                if argument.written or argument.per:
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
                     raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
@@ -229,6 +240,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))
+            x = x.view(np.uint16) if x.dtype == np.int16 else x
             views.append(x.copy() if argument.per_row else x)  # a plan keeps the values per row that it was given
         out.append(views if listed else views[0])
     _check_overlap(op, entries)

@@ -17,6 +17,7 @@ FORMATS = {"f32": "float", "f64": "double", "bf16": "uint16_t", "f16": "uint16_t
 _DECLARATION = re.compile(r"(CURVK_API|CURVK_ELEMENTWISE)\s+([\w\s*]+?)\b(curvk_\w+)\s*\(([^()]*)\)\s*;")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _RANGE = re.compile(r"/\*\s*([\[(])\s*(\S+)\s*,\s*(\S+)\s*([\])])\s*\*/")
+_PER = re.compile(r"/\*\s*per\s+(\w+)\s*\*/")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Argument:
     range: Range | None = None
     nullable: bool = False
     per_row: bool = False  # an array with a number for each row of a list
+    per: int = 0  # a table whose arrays have one element for so many of the first table's; 0: as many as those
 
     @cached_property
     def pointers(self) -> int:
@@ -88,8 +90,9 @@ class Function:
 
     @cached_property
     def indexed(self) -> bool:
-        """Whether an element's place in its array matters: the kernel is told the logical index of each row's first."""
-        return any(a.name == "offset" for a in self.arguments)
+        """Whether an element's place in its array matters: it is told the logical index of each row's first element, or
+        has arrays with one element for several."""
+        return any(a.name == "offset" or a.per for a in self.arguments)
 
     @cached_property
     def op(self) -> str:
@@ -141,10 +144,15 @@ def _expand(text: str) -> str:
 
 
 def _hide_comments(text: str) -> tuple[str, Callable[[str], str]]:
-    """The text with a short mark for each comment, and the function that puts the comments back."""
+    """The text with a short mark for each comment, and the function that puts the comments back.
+
+    A comment such as /* per 32 */ stays, since its number may be a macro's parameter.
+    """
     comments: list[str] = []
 
     def hide(match: re.Match[str]) -> str:
+        if _PER.fullmatch(match.group()):
+            return match.group()
         comments.append(match.group())
         return f"/*@{len(comments) - 1}@*/"
 
@@ -165,9 +173,13 @@ def _argument(text: str) -> Argument:
     if match := _RANGE.search(text):
         left, low, high, right = match.groups()
         interval = Range(float(low), float(high), left == "[", right == "]")
+    per = match.group(1) if (match := _PER.search(text)) else ""
+    if per and per != "row" and not (per.isdecimal() and int(per) > 0):
+        raise ValueError(f"the headers say 'per {per}' where 'row' or a number of elements is needed")
     bare = " ".join(_COMMENT.sub(" ", text).split())
     ctype, name = re.fullmatch(r"(.*?[\s*])(\w+)", bare).groups()  # type: ignore[union-attr]
-    return Argument(name, re.sub(r"\s*\*\s*", "* ", ctype).strip(), interval, "or null" in text, "per row" in text)
+    ctype = re.sub(r"\s*\*\s*", "* ", ctype).strip()
+    return Argument(name, ctype, interval, "or null" in text, per == "row", int(per) if per.isdecimal() else 0)
 
 
 def parse(text: str, family: str) -> list[Function]:
@@ -193,6 +205,11 @@ def include_dir() -> Path:
     from importlib import resources  # finds it in an editable install too
 
     return Path(str(resources.files(f"{__package__}.include") / "curvk.h")).parent
+
+
+def typedefs() -> list[str]:
+    """The headers' own names of types, as C declares them."""
+    return re.findall(r"typedef [^;]+;", (include_dir() / "curvk" / "base.h").read_text())
 
 
 @lru_cache(maxsize=1)

@@ -89,18 +89,19 @@ class Plan:
         with np.errstate(over="ignore"):
             typed = [number(v) if type(v) is float else v for v in values]
             shared = [c.astype(number) if a.element == "double" and a.pointers == 1 else c for a, c in self._columns()]
-        tables = [a for a in kernel.arrays if a.pointers == 2]
+        tables = [a for a in kernel.arrays if a.pointers == 2 and not a.per]
+        rounds = any(a.name == "rounding" for a in kernel.scalars)  # the loop itself, so it gets what is stored
+        stored = [a.element == "uint16_t" and not rounds for a in tables]
         for row in range(len(self.resolved.columns[0])):
-            items = [c[row] if c is not None else None for a, c in self._columns() if a.pointers == 2]
+            items = [c[row] if c is not None else None for a, c in self._columns() if a.pointers == 2 and not a.per]
             if items[0] is None or items[0].size == 0:
                 continue
             flat, views = _flat_row(items, kernel.indexed)
-            stored = [a.element == "uint16_t" for a in tables]
             work = [x if x is None else self._load(x, s) for x, s in zip(flat, stored, strict=True)]
             given = iter(work)
             body(
                 *(
-                    next(given) if a.pointers == 2 else int(c[row]) if a.per_row else c
+                    int(c[row]) if a.per_row else c and c[row] if a.per else next(given) if a.pointers == 2 else c
                     for a, c in zip(kernel.arrays, shared, strict=True)
                 ),
                 *typed,

@@ -22,7 +22,7 @@ from typing import Any
 from cffi import FFI
 
 from ._backend import REBUILD, core
-from ._signatures import functions, include_dir
+from ._signatures import functions, include_dir, typedefs
 
 __all__ = ["ffi", "include_dir", "lib", "library_path"]
 
@@ -39,5 +39,5 @@ def library_path() -> Path:
 
 
 ffi: Any = FFI()
-ffi.cdef("\n".join(f"{f.prototype()};" for f in functions().values()))
+ffi.cdef("\n".join([*typedefs(), *(f"{f.prototype()};" for f in functions().values())]))
 lib: Any = ffi.dlopen(str(library_path()))

@@ -19,4 +19,6 @@
 #define CURVK_OK 0
 #define CURVK_NO_MEMORY (-1)
 
+typedef uint16_t curvk_bf16; /* bits of a bfloat16, whatever the format of the kernel that takes it */
+
 #endif

@@ -44,6 +44,18 @@
     S* const* exp_avg_sq, S* const* center, S* const* lookahead, const T* const* g_plus /* or null */,           \
     const T* const* g_minus /* or null */, const int64_t* sizes, int64_t count, CURVK_ALICE_SCALARS
 
+/* The same with exp_avg, glass, hessian and exp_avg_sq in 8 bits, as curvk/sweep.h says: exp_avg and, for hess 3, hessian
+ * signed, the others unsigned, rounded with the words r0, r1, r2, r3 of their groups in this order. glass and hessian are
+ * written at sample steps alone. */
+#define CURVK_ALICE8_LIST(T, S)                                                                                  \
+    T* const* p, const T* const* g, uint8_t* const* exp_avg, float* const* exp_avg_scale /* per 32 */,           \
+    uint8_t* const* glass /* or null */, float* const* glass_scale /* per 32 */ /* or null */,                   \
+    uint8_t* const* hessian /* or null */, float* const* hessian_scale /* per 32 */ /* or null */,               \
+    uint8_t* const* exp_avg_sq, float* const* exp_avg_sq_scale /* per 32 */, S* const* center,                   \
+    S* const* lookahead, const T* const* g_plus /* or null */, const T* const* g_minus /* or null */,            \
+    const int64_t* tensor /* per row */, const int64_t* offset /* per row */, const int64_t* sizes, int64_t count, \
+    CURVK_ALICE_SCALARS, int64_t draw, int64_t seed
+
 /* What the step's model says of a step s = fraction |delta| in each element, delta as in the Alice step:
  * out[0] <- number of elements whose q (limit 2: a q) lay strictly between its bounds,
  * out[1] <- sum of -a s + h s^2 / 2 + sqrt(2 / (3 pi)) sqrt(glass) s^1.5, the predicted change of the loss.
@@ -91,6 +103,10 @@ CURVK_CURVATURE(f64, double, double)
 CURVK_CURVATURE(bf16, uint16_t, float)
 CURVK_CURVATURE(f16, uint16_t, float)
 #undef CURVK_CURVATURE
+
+CURVK_ELEMENTWISE int32_t curvk_alice_step8_list_f32(CURVK_ALICE8_LIST(float, float));
+CURVK_ELEMENTWISE int32_t curvk_alice_step8_list_bf16(CURVK_ALICE8_LIST(uint16_t, float));
+CURVK_ELEMENTWISE int32_t curvk_alice_step8_list_f16(CURVK_ALICE8_LIST(uint16_t, float));
 
 CURVK_API int32_t curvk_alice_model_list_f32(CURVK_ALICE_MODEL_LIST(float));
 CURVK_API int32_t curvk_alice_model_list_f64(CURVK_ALICE_MODEL_LIST(double));

@@ -80,7 +80,7 @@ def _check_all(selected: list[Any]) -> int:
     wrong = checked = 0
     for case in selected:
         for fmt in case.formats:
-            for variant, options in case.variants.items():
+            for variant, options in case.tested.items():
                 for n in (1, 17, 1023, 100_003) if case.special else (1, 17, 100):
                     checked += 1
                     try:

@@ -17,34 +17,40 @@ SERIAL_BELOW = 16_384
 """Elements per thread below which a second one is no gain: a limit that starts threads in vain would be none."""
 
 
-def _source(uses: tuple[str, ...]) -> str:
-    """A loop over arrays x0, x1, … used as "r", "w" or "rw". `z` is zero, which the compiler does not know.
-
-    Integers throughout, so that no value costs more than another. What is only read goes into an array that is written.
-    """
-    read = [k for k, use in enumerate(uses) if use == "r"]
-    written = [k for k, use in enumerate(uses) if use != "r"]
+def _lines(uses: tuple[str, ...], group: tuple[int, ...]) -> list[str]:
+    """What the loop over a group of arrays does with element i of each."""
+    read = [k for k in group if uses[k] == "r"]
+    written = [k for k in group if uses[k] != "r"]
+    if not written:
+        return [f"s |= {' | '.join(f'x{k}[i]' for k in read)}"]
     lines = []
     for k in written:
         # The first written array takes up everything that is only read, and so on: each stream is one term.
         taken = [f"(x{j}[i] & z)" if uses[k] == "rw" else f"x{j}[i]" for j in (read if k == written[0] else [])]
         lines.append(f"x{k}[i] {'+=' if uses[k] == 'rw' else '='} {' + '.join(taken) or 'z'}")
-    if not written:
-        lines = [f"s |= {' | '.join(f'x{k}[i]' for k in read)}"]
+    return lines
+
+
+def _source(uses: tuple[str, ...], groups: tuple[tuple[int, ...], ...]) -> str:
+    """A loop over arrays x0, x1, … used as "r", "w" or "rw", one for each group of arrays of one length.
+
+    Integers throughout, so that no value costs more than another. What is only read goes into an array that is written.
+    `z` is zero, which the compiler does not know.
+    """
     arguments = ", ".join(f"x{k}" for k in range(len(uses)))
-    cut = ", ".join(f"x{k}[begin:end]" for k in range(len(uses)))
+    cut = ", ".join(f"x{k}[x{k}.size * t // threads : x{k}.size * (t + 1) // threads]" for k in range(len(uses)))
+    loops = []
+    for group in groups:
+        loops += [f"    for i in range(x{group[0]}.size):", *(f"        {line}" for line in _lines(uses, group))]
     return "\n".join(
         [
             f"def body({arguments}, z):",
             "    s = z",
-            "    for i in range(x0.size):",
-            *(f"        {line}" for line in lines),
+            *loops,
             "    return s",
             f"def team({arguments}, z, threads):",
-            "    n, total = x0.size, z",
+            "    total = z",
             "    for t in prange(threads):",
-            "        begin = n * t // threads",
-            "        end = n * (t + 1) // threads",
             f"        total += body({cut}, z)",  # else a loop that only reads would be dropped as useless
             "    return total",
         ]
@@ -52,10 +58,10 @@ def _source(uses: tuple[str, ...]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _loops(uses: tuple[str, ...]) -> tuple[Any, Any]:
+def _loops(uses: tuple[str, ...], groups: tuple[tuple[int, ...], ...]) -> tuple[Any, Any]:
     numba = optional("numba")
     scope: dict[str, Any] = {"prange": numba.prange}
-    exec(_source(uses), scope)
+    exec(_source(uses, groups), scope)
     # The numpy error model and slices with unit stride are what lets LLVM vectorise the body.
     scope["body"] = numba.njit(error_model="numpy", nogil=True)(scope["body"])
     return scope["body"], numba.njit(error_model="numpy", parallel=True)(scope["team"])
@@ -63,12 +69,13 @@ def _loops(uses: tuple[str, ...]) -> tuple[Any, Any]:
 
 def traffic(arrays: list[Array], uses: tuple[str, ...], threads: int) -> Contender:
     """The limit loop: moves the bytes of a kernel that uses these arrays so, on at most these threads. Values stay."""
-    body, team = _loops(uses)
     threads = max(1, min(threads, arrays[0].size // SERIAL_BELOW))
     words = [x.view(f"u{x.itemsize}") for x in arrays]
     if all(use == "r" for use in uses):
         size = min(x.nbytes for x in arrays) // 8 * 8
         words = [x.view(np.uint8)[:size].view(np.uint64) for x in arrays]
+    sizes = dict.fromkeys(x.size for x in words)
+    body, team = _loops(uses, tuple(tuple(k for k, x in enumerate(words) if x.size == n) for n in sizes))
     zero = words[0].dtype.type(0)
     if threads == 1:
         return Contender("limit", lambda: body(*words, zero))

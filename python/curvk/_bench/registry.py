@@ -39,7 +39,7 @@ class Contender:
         None  # where it leaves its results, if not in the arrays it was given; {} if it returns them
     )
     level: str = ""  # the SIMD level to run at, if not the one in force
-    other: bool = False  # a peer with random numbers of its own, whose answer cannot be compared
+    other: bool = False  # a peer with random numbers of its own, or coarser ones, whose answer cannot be compared
 
 
 Factory = Callable[[Arrays, Options, str], Contender | None]
@@ -68,6 +68,7 @@ class Case:
         truth: (arrays before the call, options, format) -> outputs: `interval.Interval`, or arrays where exact.
         error: the error class in words: what the truth's intervals allow and why.
         variants: name -> options; the first is the one that tests of everything else use.
+        timed: variants that only the benchmark uses, since others do all that they do.
         flops: (options) -> arithmetic operations per element; a square root and a division count as one each.
         streams: (options) -> how each array is used: "r", "w" or "rw"; the limit loop moves the same bytes.
         sizes: sizes that the tests sweep.
@@ -77,6 +78,7 @@ class Case:
         first: the options of a first step, whose states are zeros; for contenders that begin there.
         rows: what the benchmark times; none for a kernel whose cost is not per element.
         special: whether every array may hold NaN, infinities, denormals and huge numbers.
+        granularity: elements at whose multiples a part may begin, where a part of the arrays gives one of the results.
     """
 
     op: str
@@ -94,6 +96,13 @@ class Case:
     first: Options = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     special: bool = True
+    granularity: int = 1
+    timed: frozenset[str] = frozenset()
+
+    @property
+    def tested(self) -> dict[str, Options]:
+        """The variants that are not `timed` alone."""
+        return {name: options for name, options in self.variants.items() if name not in self.timed}
 
     @property
     def kernels(self) -> dict[str, Function]:
@@ -117,20 +126,33 @@ class Case:
         return kernel.elementwise and kernel.indexed
 
     @property
+    def in_parts(self) -> bool:
+        """Whether a part of the arrays gives a part of the results."""
+        return self.elementwise or self.indexed or any(n > 1 for n in self.per.values())
+
+    @property
+    def per(self) -> dict[str, int]:
+        """For how many elements each array has one, from the header."""
+        return {a.name: a.per or 1 for a in next(iter(self.kernels.values())).arrays}
+
+    def cut(self, name: str, x: Array, part: slice) -> Array:
+        """What an array, or another output, has for a part of the elements, which begins where a part may."""
+        per = self.per.get(name, 1)
+        return x[part] if per == 1 or part == slice(None) else x[part.start // per : -(-part.stop // per)]
+
+    @property
     def written(self) -> tuple[str, ...]:
         """The arrays that the kernel writes, from the header."""
         return tuple(a.name for a in next(iter(self.kernels.values())).arrays if a.written)
 
     def dtypes(self, fmt: str) -> dict[str, np.dtype[Any]]:
         """The dtype of each array argument, from the header. float16 stands for the bits of f16."""
-        half = np.dtype(np.float16 if fmt == "f16" else np.uint16)
-        found = {a.name: dtype_of(a, fmt) for a in self.kernels[fmt].arrays}
-        return {name: half if dtype == np.uint16 else dtype for name, dtype in found.items()}
+        return {a.name: dtype_of(a, fmt) for a in self.kernels[fmt].arrays}
 
-    def bytes(self, fmt: str, options: Options) -> int:
+    def bytes(self, fmt: str, options: Options) -> float:
         """Memory traffic per element: each read and each write once."""
-        dtypes = self.dtypes(fmt)
-        return sum(dtypes[name].itemsize * len(use) for name, use in self.streams(options).items())
+        dtypes, per = self.dtypes(fmt), self.per
+        return sum(dtypes[name].itemsize * len(use) / per[name] for name, use in self.streams(options).items())
 
 
 @lru_cache(maxsize=1)

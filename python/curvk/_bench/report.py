@@ -50,7 +50,7 @@ def _section(title: str, results: list[Result]) -> list[str]:
         cells = [r.format, r.what, str(r.threads), _number(r.ns(r.ours)), _number(r.gbs(r.ours)), share]
         rows.append([*cells, *ratios])
     first = results[0]
-    cost = f"{first.bytes_per_element} B, {first.flops_per_element} flops per {first.format} element"
+    cost = f"{first.bytes_per_element:g} B, {first.flops_per_element} flops per {first.format} element"
     notes = [f"  note: {note}" for note in dict.fromkeys(note for r in results for note in r.notes)]
     return [
         f"{title}  ({cost}; level {first.level}; {first.ours})",

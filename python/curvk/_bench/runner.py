@@ -18,7 +18,7 @@ from .._threads import threads as limit_threads
 from . import limits
 from .interval import Interval
 from .registry import MODELS, Array, Arrays, Case, Contender, Factory, Options, Row, optional
-from .storage import decode, empty, encode
+from .storage import empty, encode, numbers
 
 PAUSE = 0.003
 """Seconds before each sample: OpenMP's workers spin for 1 to 2 ms after a region and would run beside the next one."""
@@ -50,7 +50,7 @@ class Result:
     n: int
     threads: int
     level: str
-    bytes_per_element: int
+    bytes_per_element: float
     flops_per_element: int
     samples: dict[str, list[float]] = field(default_factory=dict)  # contender -> seconds per step, one a round
     notes: list[str] = field(default_factory=list)
@@ -86,25 +86,24 @@ class WrongAnswerError(Exception):
 # ---- answers first --------------------------------------------------------------------------------------------------
 
 
-def _windows(n: int) -> list[slice]:
-    """Where a long elementwise result is checked: its start, middle and end."""
+def _windows(n: int, granularity: int) -> list[slice]:
+    """Where a long result is checked: its start, middle and end."""
     length = 4096
-    return [slice(0, n)] if n <= 3 * length else [slice(i, i + length) for i in (0, n // 2, n - length)]
+    if n <= 3 * length:
+        return [slice(0, n)]
+    middle, last = (i // granularity * granularity for i in (n // 2, n - length))
+    return [slice(0, length), slice(middle, middle + length), slice(last, n)]
 
 
-def _copy(a: Arrays, part: slice) -> Arrays:
-    return {k: None if x is None else x[part].copy() for k, x in a.items()}
+def _copy(case: Case, a: Arrays, part: slice) -> Arrays:
+    return {k: None if x is None else case.cut(k, x, part).copy() for k, x in a.items()}
 
 
-def _numbers(x: Array, fmt: str) -> Array:
-    return decode(x, fmt) if x.dtype.itemsize == 2 else x
-
-
-def _missed(want: Any, got: Array, fmt: str) -> int:
-    x = _numbers(got, fmt)
+def _missed(want: Any, got: Array) -> int:
+    x = numbers(got)
     if isinstance(want, Interval):
         return int(want.misses(x).sum())
-    y = _numbers(want, fmt)
+    y = numbers(want)
     return int(((x != y) & ~(np.isnan(x) & np.isnan(y))).sum())
 
 
@@ -114,15 +113,13 @@ def check(case: Case, options: Options, fmt: str, arrays: Arrays) -> None:
     Raises:
         WrongAnswerError: the result is outside the case's error class.
     """
-    in_parts = case.elementwise or case.indexed
-    parts = _windows(next(iter(arrays.values())).size) if in_parts else [slice(None)]
-    before = [_copy(arrays, part) for part in parts]
+    parts = _windows(next(iter(arrays.values())).size, case.granularity) if case.in_parts else [slice(None)]
+    before = [_copy(case, arrays, part) for part in parts]
     outputs = case.run(arrays, options, fmt)
     for part, inputs in zip(parts, before, strict=True):
         here = {**options, "offset": options.get("offset", 0) + part.start} if case.indexed else options
         for name, want in case.truth(inputs, here, fmt).items():
-            got = np.asarray(outputs[name])
-            if missed := _missed(want, got[part] if in_parts else got, fmt):
+            if missed := _missed(want, case.cut(name, np.asarray(outputs[name]), part)):
                 raise WrongAnswerError(
                     f"{case.op} {fmt}: {missed} elements of '{name}' are outside the error class ({case.error})"
                 )
@@ -139,11 +136,11 @@ def differs(case: Case, options: Options, fmt: str, contender: Contender, arrays
     for name, got in outputs.items():
         want = truth[name]
         if strict:
-            if _missed(want, got, fmt):
+            if _missed(want, got):
                 return True
             continue
-        middle = (want.low + want.high) / 2 if isinstance(want, Interval) else _numbers(want, fmt)
-        x = _numbers(got, fmt)
+        middle = (want.low + want.high) / 2 if isinstance(want, Interval) else numbers(want)
+        x = numbers(got)
         loose = 2e-2 if fmt in ("bf16", "f16") else 1e-4
         if not np.allclose(x, np.asarray(middle, np.float64), rtol=loose, atol=loose * 0.1):
             return True
@@ -326,13 +323,13 @@ def _check_model(case: Case, options: Options, fmt: str) -> None:
     if case.plan is None:
         joined = {k: np.concatenate(x) for k, x in before.items() if x is not None}
         outputs = case.run(arrays, options, fmt)
-        missed = [k for k, want in case.truth(joined, options, fmt).items() if _missed(want, outputs[k], fmt)]
+        missed = [k for k, want in case.truth(joined, options, fmt).items() if _missed(want, outputs[k])]
     else:
         case.plan(arrays, options, fmt)()
         missed = []
         for i in range(3):
             truth = case.truth({k: None if x is None else x[i] for k, x in before.items()}, options, fmt)
-            missed += [f"{k}[{i}]" for k, want in truth.items() if _missed(want, arrays[k][i].ravel(), fmt)]
+            missed += [f"{k}[{i}]" for k, want in truth.items() if k in arrays and _missed(want, arrays[k][i].ravel())]
     if missed:
         raise WrongAnswerError(f"{case.op} {fmt}, on a list: '{missed[0]}' is outside the error class ({case.error})")
 
@@ -389,7 +386,7 @@ def measure(
     """The results of one row, one for each thread count; or a line that says why there is none."""
     n = what if isinstance(what, int) else sum(int(np.prod(s)) for s in MODELS[what]())
     dtypes = case.dtypes(fmt)
-    own = n * sum(dtypes[name].itemsize for name in case.streams(case.variants[row.variant]))
+    own = n * sum(dtypes[name].itemsize / case.per[name] for name in case.streams(case.variants[row.variant]))
     # Models: the arrays, the limit's, states for each torch optimizer. One array: NumPy's and foreach's temporaries.
     needed = own * (6 if isinstance(what, str) else 3)
     if needed > available_memory():

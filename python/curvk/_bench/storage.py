@@ -29,6 +29,11 @@ def decode(bits: Array, fmt: str) -> Array:
     return np.where(code >> 15 == 1, -value, value)
 
 
+def numbers(x: Array) -> Array:
+    """What an array holds, whatever its storage; uint16 stands for bfloat16."""
+    return decode(x, "f16" if x.dtype == np.float16 else "bf16") if x.dtype.itemsize == 2 else x
+
+
 @lru_cache(maxsize=2)
 def _midpoints(fmt: str) -> Array:
     """The numbers half-way between neighbouring codes, from zero up; infinity stands for the next power of two."""

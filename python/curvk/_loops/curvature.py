@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from . import loop
+from .codes import GROUP, Coded, group_words
 from .noise import SPANS, _seed, _tile
 
+Array = np.ndarray[Any, Any]
 DENSITY_FACTOR, DENSITY_COST = 3 / (4 * math.pi), math.sqrt(2 / (3 * math.pi))
 SUM_CHUNK = 32768
+PART = 32768  # elements whose states fit the second-level cache as floats
 _RADEMACHER = 2
 
 
@@ -126,6 +129,57 @@ def alice_step(  # type: ignore[no-untyped-def]
             old = old + phi * delta
             center[i] = old
         p[i] = old
+
+
+def alice_step8_scalars(*values: Any) -> tuple[Any, ...]:
+    draw, seed, hess = *values[-2:], values[-6]
+    return draw, seed, hess, *alice_step_scalars(*values[:-2])
+
+
+def alice_step8(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_scale: Array,
+    glass: Array | None,
+    glass_scale: Array | None,
+    hessian: Array | None,
+    hessian_scale: Array | None,
+    exp_avg_sq: Array,
+    exp_avg_sq_scale: Array,
+    center: Array,
+    lookahead: Array,
+    g_plus: Array | None,
+    g_minus: Array | None,
+    tensor: int,
+    offset: int,
+    draw: int,
+    seed: int,
+    hess: int,
+    *scalars: Any,
+) -> None:
+    """`alice_step` on decoded parts of the states, stored with the words 0..3 of their groups."""
+
+    def coded(codes: Array | None, scale: Array | None, is_signed: bool) -> Coded | None:
+        return None if codes is None or scale is None else Coded(codes, scale, is_signed)
+
+    sampled = g_plus is not None and g_minus is not None
+    states = (
+        (Coded(exp_avg, exp_avg_scale, True), True),
+        (coded(glass, glass_scale, False), sampled),
+        (coded(hessian, hessian_scale, hess == 3), sampled and hess != 0),
+        (Coded(exp_avg_sq, exp_avg_sq_scale, False), True),
+    )
+    for i in range(0, p.size, PART):
+        part = slice(i, min(i + PART, p.size))
+        words = group_words(seed, tensor, draw, (offset + i) // GROUP, -((i - part.stop) // GROUP))
+        with np.errstate(all="ignore"):
+            numbers = [None if state is None else state.load(part) for state, _ in states]
+            rest = [None if x is None else x[part] for x in (center, lookahead, g_plus, g_minus)]
+            alice_step(p[part], g[part], *numbers, *rest, *scalars)
+            for (state, stored), x, word in zip(states, numbers, words, strict=True):
+                if state is not None and x is not None and stored:
+                    state.store(part, x, word)
 
 
 @loop

@@ -48,6 +48,9 @@ def _block(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
+philox_block = _block.function  # NumPy's operations take arrays of counters
+
+
 def philox4x32(counter: np.ndarray[Any, Any], key: np.ndarray[Any, Any], out: np.ndarray[Any, Any], n: int) -> None:
     with np.errstate(over="ignore"):
         _philox(counter.view(_U64) & _LOW, key.view(_U64) & _LOW, out, n)

@@ -12,6 +12,7 @@ from .._backend import Plan, call
 from .._errors import message
 from .noise import _keys, _run, _stream, _word
 from .optim import _in_words_of_norm, _listed, scaled_norm
+from .sweep import Codes, State
 
 __all__ = [
     "HESS",
@@ -31,6 +32,8 @@ HESS = ("zero", "abs", "rms", "debiased")
 
 LIMITS = ("adam", "sgdm", "fixed")
 """Bounds of the Alice step, in the order of the C interface's numbers."""
+
+_CODED = ("exp_avg", "glass", "hessian", "exp_avg_sq")  # the states that may be Codes
 
 
 def alice_lookahead(
@@ -71,10 +74,10 @@ def alice_lookahead(
 def alice_step(
     p: Array,
     g: Array,
-    exp_avg: Array,
-    glass: Array,
-    hessian: Array,
-    exp_avg_sq: Array,
+    exp_avg: State,
+    glass: State,
+    hessian: State,
+    exp_avg_sq: State,
     center: Array,
     lookahead: Array,
     g_plus: Array = None,
@@ -95,6 +98,9 @@ def alice_step(
     limit: str = "adam",
     move: bool = True,
     grad_scale: float = 1.0,
+    draw: int = 0,
+    seed: int = 0,
+    tensor: int = 0,
 ) -> None:
     """One step of Alice, in place and in one pass: estimates, moments, closed-form step.
 
@@ -123,7 +129,9 @@ def alice_step(
         p: parameters, written; float32, float64, float16 or bfloat16 (uint16), layouts as in
             `curvk.kernels.optim.adam_step`.
         g: gradients at `lookahead`, of p's dtype and shape.
-        exp_avg, exp_avg_sq: moments, written; p's dtype, or float32 where p is 16-bit. Zeros before step 1.
+        exp_avg, exp_avg_sq: moments, written; p's dtype, or float32 where p is 16-bit. Zeros before step 1. Or, with
+            glass and hessian, `curvk.kernels.sweep.Codes` of p's shape in curvk's format, exp_avg signed, exp_avg_sq
+            and glass unsigned, hessian signed with hess="debiased" alone; not beside float64 parameters.
         glass: glass density, written at a sample step; as exp_avg. None: no glass term.
         hessian: estimate that `hess` names, written at a sample step; as exp_avg. None with hess="zero".
         center, lookahead: the iterate and where gradients are taken, written; as exp_avg.
@@ -138,12 +146,14 @@ def alice_step(
         limit: "adam", "sgdm" or "fixed".
         move: False only takes the estimates (warm-up).
         grad_scale: the factor that the gradients carry, > 0.
+        draw, seed, tensor: the noise that Codes are rounded with, as in `curvk.kernels.noise.fill`; the draw should be
+            another one at every step. Other states take none.
 
     Raises:
-        TypeError, ValueError, BufferError: as `adam_step`.
+        TypeError, ValueError, BufferError: as `adam_step`; Codes mixed with arrays, or in another format.
 
-    Bytes per float32 element: 60 at a sample step, 44 else. Source: Duersch, Catanach, Safonov & Wendt 2024,
-    arXiv 2411.16914, and its code (sandialabs/alice); the form without branches and "debiased" are ours.
+    Bytes per float32 element: 60 at a sample step, 44 else; 37 and 26.75 with Codes. Source: Duersch, Catanach, Safonov
+    & Wendt 2024, arXiv 2411.16914, and its code (sandialabs/alice); the form without branches and "debiased" are ours.
 
     >>> import numpy as np
     >>> p, states = np.ones(1), np.zeros((6, 1))
@@ -153,12 +163,43 @@ def alice_step(
     >>> p, states[2]  # a Newton step on 2 (x - 1)^2 + 2 x: Hessian 4, gradient 2
     (array([0.5]), array([16.]))
     """
+    _check_alice(hessian, g_plus, g_minus, hess)
     columns = (p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus)
-    _check_alice(columns, hess)
+    op, columns = _alice_columns(columns, tensor)
     scalars = _alice_scalars(
         beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move, grad_scale
     )
-    call("alice_step", columns, scalars)
+    call(op, columns, scalars + _alice_noise(op, draw, seed))
+
+
+def _alice_columns(columns: tuple[Any, ...], tensor: Any) -> tuple[str, tuple[Any, ...]]:
+    """The kernel that takes states of this kind, and its columns; lists or not, as the first one is."""
+    p, g, *states = columns[:6]
+    listed = type(p) is list
+
+    def items(state: Any) -> list[State]:
+        return [] if state is None else list(state) if listed else [state]
+
+    if not any(isinstance(x, Codes) for state in states for x in items(state)):
+        return "alice_step", columns
+    coded: list[Any] = []
+    for name, state in zip(_CODED, states, strict=True):
+        found = items(state)
+        for i, x in enumerate(found):
+            label = f"{name}[{i}]" if listed else name
+            if not isinstance(x, Codes):
+                needed, remedy = f"Codes, as all of {', '.join(_CODED)} or none", "use curvk.kernels.sweep.quantize"
+                raise TypeError(message("alice_step", label, type(x).__name__, needed, remedy))
+            if x.format != "curvk":
+                raise ValueError(message("alice_step", label, f"codes of format {x.format!r}", "'curvk'"))
+        pair = [x.codes for x in found], [x.scales for x in found]
+        coded += [None, None] if state is None else pair if listed else [column[0] for column in pair]
+    words = [tensor] * len(p) if listed and np.ndim(tensor) == 0 else tensor
+    return "alice_step8", (p, g, *coded, *columns[6:], *_keys("alice_step", p, words, 0))
+
+
+def _alice_noise(op: str, draw: int, seed: int) -> tuple[int, ...]:
+    return (_word("alice_step", "draw", draw), _stream("alice_step", seed, "uniform")[0]) if op == "alice_step8" else ()
 
 
 def _check_bounds(function: str, lr_min: float, lr_max: float) -> None:
@@ -180,8 +221,7 @@ def _choice(function: str, name: str, value: Any, choices: Sequence[str]) -> int
     return choices.index(value)
 
 
-def _check_alice(columns: Sequence[Any], hess: str) -> None:
-    hessian, g_plus, g_minus = columns[4], columns[8], columns[9]
+def _check_alice(hessian: Any, g_plus: Any, g_minus: Any, hess: str) -> None:
     if (g_plus is None) != (g_minus is None):
         missing = "g_plus" if g_plus is None else "g_minus"
         raise ValueError(message("alice_step", missing, "None", "an array, as both probes or none are given"))
@@ -193,8 +233,9 @@ class AlicePlan(Plan):
     """A model's arrays for Alice, checked once and stepped in one call and one parallel region.
 
     Args:
-        p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus: lists of arrays as in
-            `alice_step`, all of one dtype; shapes may differ along the lists.
+        p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus: lists of arrays (the averages: or
+            of Codes) as in `alice_step`, all of one dtype; shapes may differ along the lists.
+        tensor: a tensor word, or one for each array.
 
     Raises:
         TypeError, ValueError, BufferError: as `alice_step`; lists of different lengths are a ValueError.
@@ -204,17 +245,21 @@ class AlicePlan(Plan):
         self,
         p: Sequence[Array],
         g: Sequence[Array],
-        exp_avg: Sequence[Array],
-        glass: Sequence[Array] | None,
-        hessian: Sequence[Array] | None,
-        exp_avg_sq: Sequence[Array],
+        exp_avg: Sequence[State],
+        glass: Sequence[State] | None,
+        hessian: Sequence[State] | None,
+        exp_avg_sq: Sequence[State],
         center: Sequence[Array],
         lookahead: Sequence[Array],
         g_plus: Sequence[Array] | None = None,
         g_minus: Sequence[Array] | None = None,
+        *,
+        tensor: int | Sequence[int] = 0,
     ) -> None:
         columns = (p, g, exp_avg, glass, hessian, exp_avg_sq, center, lookahead, g_plus, g_minus)
-        super().__init__("alice_step", tuple(map(_listed, columns)))
+        self._hessian = hessian
+        super().__init__(*_alice_columns(tuple(map(_listed, columns)), tensor))
+        self._probes = slice(12, 14) if self._op == "alice_step8" else slice(8, 10)  # where g_plus and g_minus are
 
     def set_grads(
         self,
@@ -223,8 +268,9 @@ class AlicePlan(Plan):
         g_minus: Sequence[Array] | None = None,
     ) -> None:
         """Takes other gradient arrays from now on."""
-        p, _, *states = self._columns[:8]
-        self.rebind((p, list(g), *states, _listed(g_plus), _listed(g_minus)))
+        columns = list(self._columns)
+        columns[1], columns[self._probes] = list(g), [_listed(g_plus), _listed(g_minus)]
+        self.rebind(tuple(columns))
 
     def step(
         self,
@@ -244,14 +290,16 @@ class AlicePlan(Plan):
         limit: str = "adam",
         move: bool = True,
         grad_scale: float = 1.0,
+        draw: int = 0,
+        seed: int = 0,
     ) -> None:
         """One step of all arrays; arguments and errors as in `alice_step`."""
-        _check_alice(self._columns, hess)
-        self.run(
-            _alice_scalars(
-                beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move, grad_scale
-            )
+        g_plus, g_minus = self._columns[self._probes]
+        _check_alice(self._hessian, g_plus, g_minus, hess)
+        scalars = _alice_scalars(
+            beta1, beta2, beta3, sigma, eps, l1, l2, lr_min, lr_max, phi, omega, hess, limit, move, grad_scale
         )
+        self.run(scalars + _alice_noise(self._op, draw, seed))
 
 
 def alice_model(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ...kernels.curvature import (
+    AlicePlan,
     alice_lookahead,
     alice_model,
     alice_step,
@@ -16,9 +18,11 @@ from ...kernels.curvature import (
     glass_sums,
     sam_perturb_,
 )
+from ...kernels.sweep import Codes, quantize
+from .. import codes
 from ..interval import ARITHMETIC, F64, STORAGE, Interval, Precision
 from ..registry import SIZES, Array, Arrays, Case, Options, Row
-from ..storage import decode, sample
+from ..storage import decode, empty, sample
 from .noise import exact
 
 _EDGES = (*SIZES, 63, 64, 65)  # the stages' blocks too
@@ -107,6 +111,7 @@ ALICE: dict[str, Any] = {
     "sample": True,
     "glass": True,
 }
+_AVERAGES = ("exp_avg", "glass", "hessian", "exp_avg_sq")
 _SPREAD = {"lr_min": 1e-4, "lr_max": 0.3}  # some steps at either bound, some between
 
 
@@ -127,9 +132,13 @@ def _make_alice(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Array
     }
 
 
+def _numbers(o: Options) -> dict[str, Any]:
+    """The keywords of `alice_step`."""
+    return {k: v for k, v in {**ALICE, **o}.items() if k not in ("sample", "glass", "offset")}
+
+
 def _run_alice(a: Arrays, o: Options, fmt: str) -> Arrays:
-    numbers = {k: v for k, v in {**ALICE, **o}.items() if k not in ("sample", "glass")}
-    alice_step(**a, **numbers)
+    alice_step(**a, **_numbers(o))
     written = ("p", "exp_avg", "glass", "hessian", "exp_avg_sq", "center", "lookahead")
     return {k: a[k] for k in written if a[k] is not None}
 
@@ -161,14 +170,22 @@ def _steps(
 
 
 def _true_alice(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
+    exact = {k: None if a[k] is None else Interval.exact(a[k], ARITHMETIC[fmt]) for k in _AVERAGES}
+    return _alice_intervals(a, exact, o, fmt)
+
+
+def _alice_intervals(a: Arrays, averages: dict[str, Interval | None], o: Options, fmt: str) -> dict[str, Any]:
+    """What the step gives: averages as numbers, and what is stored of the rest."""
     o, s = {**ALICE, **o}, ARITHMETIC[fmt]
     scale = (1.0 / Interval.exact(o["grad_scale"], F64)).to(s)
     g, up, down = (
         None if a[k] is None else Interval.exact(decode(a[k], fmt), s) * scale for k in ("g", "g_plus", "g_minus")
     )
-    glass, hessian = (None if a[k] is None else Interval.exact(a[k], s) for k in ("glass", "hessian"))
+    before, glass, hessian, v = (averages[k] for k in _AVERAGES)
     beta1, beta2, beta3, l1, l2 = (_as(o[k], s) for k in ("beta1", "beta2", "beta3", "l1", "l2"))
     assert g is not None
+    assert before is not None
+    assert v is not None
     if up is not None and down is not None:
         per_sigma = (1.0 / Interval.exact(o["sigma"], F64)).to(s)
         if glass is not None:
@@ -184,12 +201,11 @@ def _true_alice(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
             else:
                 x = -(((up - g) * per_sigma) * ((down - g) * per_sigma))
             hessian = x + beta3 * (hessian - x)
-    v = Interval.exact(a["exp_avg_sq"], s)
     v = beta2 * v + (1.0 - Interval.exact(o["beta2"], F64)).to(s) * (g * g)
     center, ahead = Interval.exact(a["center"], s), Interval.exact(a["lookahead"], s)
     if o["l1"] or o["l2"]:
         g = (g + l1 * np.where(a["lookahead"] < 0, -1.0, 1.0)) + l2 * ahead
-    first = g + beta1 * (Interval.exact(a["exp_avg"], s) - g)
+    first = g + beta1 * (before - g)
     found = {"exp_avg": first, "exp_avg_sq": v, "glass": glass, "hessian": hessian}
     if o["move"]:
         step = _steps(first, glass, _curvature(hessian, o["hess"], l2, s), v, o, s)[-1]
@@ -219,6 +235,65 @@ def _alice_streams(o: Options) -> dict[str, str]:
         "g": "r",
         "lookahead": ahead,
     }
+
+
+# ---- Alice in 8 bits ------------------------------------------------------------------------------------------------
+
+
+def _signed(name: str, o: Options) -> bool:
+    return name == "exp_avg" or (name == "hessian" and {**ALICE, **o}["hess"] == "debiased")
+
+
+def _make_alice8(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    a: Arrays = {}
+    for k, x in _make_alice(n, fmt, rng, o).items():
+        a[k] = x
+        if k in _AVERAGES:
+            a[f"{k}_scale"] = None
+            if x is not None:
+                out = Codes(empty(n, np.uint8), empty(-(-n // 32), np.float32))
+                a[k], a[f"{k}_scale"], _ = quantize(x, signed=_signed(k, o), out=out)
+    return a
+
+
+def _coded(a: Arrays) -> Arrays:
+    """The arrays as the public functions take them; lists too."""
+    kept = {k: x for k, x in a.items() if not k.endswith("_scale")}
+    for k in _AVERAGES:
+        if isinstance(a[k], list):
+            kept[k] = [Codes(c, s) for c, s in zip(a[k], a[f"{k}_scale"], strict=True)]
+        elif a[k] is not None:
+            kept[k] = Codes(a[k], a[f"{k}_scale"])
+    return kept
+
+
+def _run_alice8(a: Arrays, o: Options, fmt: str) -> Arrays:
+    alice_step(**_coded(a), **_numbers(o))
+    return {k: x for k, x in a.items() if x is not None and k not in ("g", "g_plus", "g_minus")}
+
+
+def _plan_alice8(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
+    numbers = _numbers(o)
+    plan = AlicePlan(**_coded(a), tensor=numbers.pop("tensor", 0))
+    return lambda: plan.step(**numbers)
+
+
+def _true_alice8(a: Arrays, o: Options, fmt: str) -> dict[str, Any]:
+    decoded = {k: None if a[k] is None else codes.widened(a[k], a[f"{k}_scale"], "8", _signed(k, o)) for k in _AVERAGES}
+    found = _alice_intervals(a, decoded, o, fmt)
+    sampled = {**ALICE, **o}["sample"]
+    for k in _AVERAGES:
+        if k in found and (sampled or k not in ("glass", "hessian")):
+            stored = codes.narrowed(found[k], "8", _signed(k, o))
+            found |= {k: stored["codes"], f"{k}_scale": stored["scale"]}
+        elif k in found:
+            found |= {k: a[k], f"{k}_scale": a[f"{k}_scale"]}
+    return found
+
+
+def _alice8_streams(o: Options) -> dict[str, str]:
+    found = _alice_streams(o)
+    return found | {f"{k}_scale": found[k] for k in _AVERAGES if k in found}
 
 
 def _make_model(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
@@ -396,6 +471,29 @@ CASES = [
         sizes=_SOME,
         rows=(Row("sample", ("f32", "bf16"), sizes=_FEW), Row("quick", ("f32", "bf16"), sizes=_FEW)),
         special=False,
+    ),
+    Case(
+        op="alice_step8",
+        make=_make_alice8,
+        run=_run_alice8,
+        plan=_plan_alice8,
+        truth=_true_alice8,
+        error=f"{_PLAIN}; averages decoded within 2^-20, encoded up or down at random by 9 bits",
+        variants={
+            "sample": {**_SPREAD, **_KEYS},
+            "quick": {"sample": False},
+            "fixed": {**_SPREAD, "limit": "fixed", "hess": "abs", "l2": 0.1, "l1": 0.01},
+            "rms": {**_SPREAD, **_KEYS, "hess": "rms", "l2": 0.1, "grad_scale": 3.0, "limit": "sgdm"},
+            "no glass": {**_SPREAD, "glass": False},
+            "no Hessian": {**_SPREAD, "hess": "zero", "sample": False},
+            "warm-up": {"move": False, "beta1": 0.5, "beta2": 0.25, "beta3": 0.0},
+        },
+        flops=lambda o: _flops(o) + 4 * 9 + 2,
+        streams=_alice8_streams,
+        sizes=(*_SOME, 31, 32, 33, 255, 256, 257, 1025),
+        rows=(Row("sample", ("f32", "bf16"), sizes=_FEW), Row("quick", ("f32", "bf16"), sizes=_FEW)),
+        special=False,
+        granularity=1024,
     ),
     Case(
         op="alice_model",

@@ -78,10 +78,9 @@ def _plan_sgd(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
     return lambda: plan.step(**options)
 
 
-def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
-    o = {**SGD, **o}
-    s = ARITHMETIC[fmt]
-    p, g = _inputs(a, fmt)
+def sgd_intervals(p: Interval, g: Interval, buf: Interval | None, o: Options) -> dict[str, Interval]:
+    """The step in the arithmetic of p: the parameters before they are stored, and the buffer."""
+    s = p.precision
     one = Interval.exact(1.0, F64)
     g = g * (one / o["grad_scale"]).to(s)
     if o["maximize"]:
@@ -91,11 +90,17 @@ def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
     elif o["weight_decay"]:
         g = g + Interval.exact(o["weight_decay"], F64).to(s) * p
     lr, momentum = (Interval.exact(o[k], F64).to(s) for k in ("lr", "momentum"))
-    if a["buf"] is None:
-        return {"p": (p - lr * g).to(STORAGE[fmt])}
-    buf = g if o["first"] else momentum * Interval.exact(a["buf"], s) + (one - o["dampening"]).to(s) * g
+    if buf is None:
+        return {"p": p - lr * g}
+    buf = g if o["first"] else momentum * buf + (one - o["dampening"]).to(s) * g
     direction = g + momentum * buf if o["nesterov"] else buf
-    return {"p": (p - lr * direction).to(STORAGE[fmt]), "buf": buf}
+    return {"p": p - lr * direction, "buf": buf}
+
+
+def _true_sgd(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    buf = None if a["buf"] is None else Interval.exact(a["buf"], ARITHMETIC[fmt])
+    step = sgd_intervals(*_inputs(a, fmt), buf, {**SGD, **o})
+    return {**step, "p": step["p"].to(STORAGE[fmt])}
 
 
 def _sgd_streams(o: Options) -> dict[str, str]:
@@ -148,11 +153,11 @@ def _power(base: float, n: int) -> Interval:
     return Interval(exact * (1 - error), exact * (1 + error), F64)
 
 
-def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
-    o = {**ADAM, **o}
-    s = ARITHMETIC[fmt]
-    p, g = _inputs(a, fmt)
-    m, v = (Interval.exact(a[k], s) for k in "mv")
+def adam_intervals(
+    p: Interval, g: Interval, m: Interval, v: Interval, max_v: Interval | None, o: Options
+) -> dict[str, Interval]:
+    """The step in the arithmetic of p: the parameters before they are stored, and the moments."""
+    s = p.precision
     one = Interval.exact(1.0, F64)
     beta1, beta2 = (Interval.exact(b, F64) for b in o["betas"])
     g = g * (one / o["grad_scale"]).to(s)
@@ -165,12 +170,20 @@ def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
     m = beta1.to(s) * m + (one - beta1).to(s) * g
     v = beta2.to(s) * v + (one - beta2).to(s) * (g * g)
     moments = {"m": m, "v": v}
-    if a["max_v"] is not None:
-        v = moments["max_v"] = v.maximum(Interval.exact(a["max_v"], s))
+    if max_v is not None:
+        v = moments["max_v"] = v.maximum(max_v)
     step_size = (Interval.exact(o["lr"], F64) / (one - _power(o["betas"][0], o["step"]))).to(s)
     root = v.sqrt() * (one / (one - _power(o["betas"][1], o["step"])).sqrt()).to(s)
-    p = p - step_size * m / (root + Interval.exact(o["eps"], F64).to(s))
-    return {"p": p.to(STORAGE[fmt]), **moments}
+    return {"p": p - step_size * m / (root + Interval.exact(o["eps"], F64).to(s)), **moments}
+
+
+def _true_adam(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    s = ARITHMETIC[fmt]
+    m, v, max_v = (None if a[k] is None else Interval.exact(a[k], s) for k in ("m", "v", "max_v"))
+    assert m is not None
+    assert v is not None
+    step = adam_intervals(*_inputs(a, fmt), m, v, max_v, {**ADAM, **o})
+    return {**step, "p": step["p"].to(STORAGE[fmt])}
 
 
 def _adam_streams(o: Options) -> dict[str, str]:
