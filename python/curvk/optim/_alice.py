@@ -13,8 +13,13 @@ from .._arrays import Array, numpy_view
 from .._errors import message
 from ..kernels.curvature import HESS, LIMITS, AlicePlan, alice_lookahead, alice_model
 from ..kernels.optim import global_norm
+from ..kernels.sweep import Codes, dequantize
 from ..zeroth._stream import words
+from . import _storage
 from ._base import Arrays, Cohort, Group, Optimizer
+
+AVERAGES = ("exp_avg", "glass", "hessian", "exp_avg_sq")
+"""The states that may be codes."""
 
 # ---- what the NumPy and the torch class share: a group's numbers, and what they mean at a step -----------------------
 
@@ -51,6 +56,7 @@ def check_group(name: str, where: str, group: Mapping[str, Any]) -> None:
         if group[key] not in choices:
             found, needed = repr(group[key]), f"one of {', '.join(map(repr, choices))}"
             raise ValueError(message(name, where + key, found, needed))
+    _storage.check_alice(name, where, group)
     for key in ("glass", "scale_bounds_with_lr"):
         if not isinstance(group[key], (bool, np.bool_)):
             raise TypeError(message(name, where + key, repr(group[key]), "True or False"))
@@ -158,6 +164,15 @@ def step_numbers(group: Mapping[str, Any], step: int, samples: int, quick_steps:
     }
 
 
+def decoded(states: Mapping[str, Any], name: str, hess: str) -> list[Any] | None:
+    """A state as lists of numbers, None if it is not used; codes are decoded into new arrays."""
+    column, scales = states.get(name), states.get(f"{name}_scale")
+    if column is None or scales is None:
+        return column
+    is_signed = _storage.is_signed(name, {"hess": hess})
+    return [dequantize(Codes(c, s), signed=is_signed) for c, s in zip(column, scales, strict=True)]
+
+
 def warn_if_inexact(name: str, groups: Iterable[Mapping[str, Any]], stacklevel: int) -> None:
     """Warns where the averaged gradient is not that of the centre."""
     for group in groups:
@@ -206,7 +221,11 @@ class Alice(Optimizer):
         warmup: steps that only collect averages, without motion; None: the largest t <= 1 / (1 - beta1) in float32, 9
             by default.
         scale_bounds_with_lr: lr_min and lr_max follow lr when it changes.
-        seed: of the probes, in [0, 2^64).
+        state_bits: 32, or 8: exp_avg, glass, hessian and exp_avg_sq as codes of curvk's 8-bit format, which are rounded
+            at random and take 1.125 bytes an element; for parameters that are not float64. center and lookahead stay as
+            they are. hess cannot change then once there are states.
+        state_format: "curvk", the only one.
+        seed: of the probes and of the rounding of 8-bit states, in [0, 2^64).
         skip_nonfinite: a gradient with inf or NaN, also at a probe, skips the step: nothing is written, and
             `skipped_steps` counts it. Otherwise a NaN stays in the averages of its element, whose step is then the
             upper bound or NaN.
@@ -220,7 +239,8 @@ class Alice(Optimizer):
         UserWarning: phi is not (1 - beta1) omega.
 
     States: exp_avg, glass, hessian, exp_avg_sq, center, lookahead; the parameter's dtype, or float32 where it is
-    16-bit. Source: arXiv 2411.16914 and the code of its authors; the debiased Hessian and the counting are curvk's.
+    16-bit. With 8 state bits, uint8 codes of the first four, and exp_avg_scale and so on. Source: arXiv 2411.16914 and
+    the code of its authors; the debiased Hessian and the counting are curvk's.
 
     >>> import numpy as np
     >>> w = np.array([2.0, -3.0])
@@ -237,6 +257,7 @@ class Alice(Optimizer):
     _required = ("exp_avg", "exp_avg_sq", "center", "lookahead")
     _optional = ("glass", "hessian")
     _extra_keys = ("g_plus", "g_minus")
+    _sweeps = True
 
     def __init__(
         self,
@@ -258,6 +279,8 @@ class Alice(Optimizer):
         l2: float = 0.0,
         warmup: int | None = None,
         scale_bounds_with_lr: bool = True,
+        state_bits: int = 32,
+        state_format: str = "curvk",
         seed: int = 0,
         skip_nonfinite: bool = False,
         compat: str | None = None,
@@ -285,6 +308,8 @@ class Alice(Optimizer):
             "l2": l2,
             "warmup": warmup,
             "scale_bounds_with_lr": scale_bounds_with_lr,
+            "state_bits": state_bits,
+            "state_format": state_format,
             "lr_0": None,
         }
         super().__init__(params, defaults, None, skip_nonfinite)
@@ -305,10 +330,19 @@ class Alice(Optimizer):
     def _plan(self, p: Arrays, g: Arrays, states: dict[str, Arrays]) -> AlicePlan:
         return AlicePlan(p, g, **{"glass": None, "hessian": None, **states})  # type: ignore[arg-type]
 
+    def _sweep_plan(self, p: Arrays, g: Arrays, cohort: Cohort, **tables: Any) -> AlicePlan:
+        names = (*self._required, *self._optional)
+        states: dict[str, Any] = {k: cohort.storage.state(cohort.states, k) for k in names if k in cohort.states}
+        return AlicePlan(p, g, **{"glass": None, "hessian": None, **states}, tensor=tables["tensor"])
+
+    def _stored_by(self, group: Group) -> tuple[Any, ...]:
+        return group["state_bits"], group["state_format"], group["hess"]
+
     def _run(self, cohort: Cohort, group: Group, grad_scale: float) -> None:
         samples = self._samples[cohort.indices[0]]
         numbers = step_numbers(group, cohort.steps, samples, self.quick_steps, self.compat)
-        cohort.plan.step(**numbers, grad_scale=grad_scale)
+        draw = (cohort.steps + 1) % (1 << 32)
+        cohort.plan.step(**numbers, grad_scale=grad_scale, draw=draw, seed=self.seed)
         self._looks.append((cohort.states, model_numbers(group, numbers["move"])))
 
     def add_param_group(self, group: Group) -> None:
@@ -468,7 +502,7 @@ class Alice(Optimizer):
             raise ValueError(f"{self._name}.diagnose: no step has been taken yet, or since a state was loaded")
         inside, total, predicted = 0, 0, 0.0
         for states, numbers in self._looks:
-            columns = (states["exp_avg"], states.get("glass"), states.get("hessian"), states["exp_avg_sq"])
+            columns: Any = [decoded(states, name, numbers["hess"]) for name in AVERAGES]
             found, change = alice_model(*columns, **numbers)
             inside, predicted = inside + found, predicted + change
             total += sum(x.size for x in columns[0])

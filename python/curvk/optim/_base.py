@@ -4,44 +4,63 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from .. import _arrays, _store
+from .. import _arrays
 from .._arrays import Array
 from .._backend import Plan
 from .._errors import message
 from .._signatures import Range, ops
+from ..kernels.noise import tensor_word
 from ..kernels.optim import global_norm
+from . import _storage
+from ._states import Arrays, States, _frozen
+from ._storage import Group, Slot, Storage
 
-Group = dict[str, Any]
-Arrays = list[Any]
-FORMAT, VERSION = "curvk.optim", 1
-_PLAIN = {float, int, bool}  # the same object has the same value; not so a tensor or a 0-d array
+__all__ = ["Arrays", "Cohort", "Group", "Optimizer"]
+
+_PLAIN = {float, int, bool, str, type(None)}  # the same object has the same value; not so a tensor or a 0-d array
 _FIXED = {np.ndarray, type(None)}
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # JSON and callers may give betas as a list
+@lru_cache(maxsize=64)
+def _place(op: str, name: str) -> int:
+    """Where a kernel has an array among its columns."""
+    return [a.name for a in next(iter(ops()[op].values())).arrays].index(name)
 
 
 class Cohort:
     """Parameters of one group, dtype and step count: one plan, one kernel call."""
 
-    def __init__(self, group: int, indices: list[int], steps: int) -> None:
-        self.group, self.indices = group, indices
+    def __init__(self, group: int, indices: list[int], steps: int, fresh: bool, storage: Storage) -> None:
+        self.group, self.indices, self.storage = group, indices, storage
         self.steps = steps  # taken by its states
         self.owed = 0  # of these, the ones not yet counted in Optimizer._steps
+        self.fresh_at = steps if fresh else -2  # the count at which the moments have no values yet
         self.states: dict[str, Arrays] = {}
         self.plan: Any = None
 
+    def options(self, group: Group) -> dict[str, Any]:
+        """What a sweep takes besides the plain kernel's numbers."""
+        if not self.storage.sweeps:
+            return {}
+        ema = group["ema"]
+        return {
+            "rounding": self.storage.rounding,
+            "ema_decay": 0.0 if ema is None else ema,
+            "zero_grad": group["zero_grad"],
+            "draw": self.steps + 1,
+            "seed": group["seed"],
+        }
 
-class Optimizer:
+
+class Optimizer(States):
     """Steps a list of arrays in place; a subclass names the kernel, its numbers and its states.
 
     Attributes:
@@ -54,8 +73,6 @@ class Optimizer:
     _op: ClassVar[str]
     _scalars: ClassVar[tuple[str, ...]]  # the kernel's scalars that come from a group, in the order of _numbers
     _flags: ClassVar[tuple[str, ...]]
-    _required: ClassVar[tuple[str, ...]]  # the states that every parameter has after its first step
-    _optional: ClassVar[tuple[str, ...]] = ()
     _extra_keys: ClassVar[tuple[str, ...]] = ()  # the array arguments after the states, which a step may bring along
     _within_sam = False  # whether it is the base of a SAM
 
@@ -69,6 +86,8 @@ class Optimizer:
         self._name = type(self).__name__
         self._ranges = {a.name: a.range for a in next(iter(ops()[self._op].values())).scalars}
         self._check_numbers(defaults, "")
+        if self._sweeps:
+            _storage.check(self._name, "", defaults, ())
         self._check_options(max_grad_norm, skip_nonfinite)
         self.defaults = {key: _frozen(value) for key, value in defaults.items()}
         self.max_grad_norm = max_grad_norm
@@ -80,16 +99,22 @@ class Optimizer:
         self._views: list[np.ndarray[Any, Any]] = []  # the same memory as NumPy arrays
         self._kinds: list[tuple[int, str]] = []  # group and storage format
         self._steps: list[int] = []  # steps its states have taken, less those its cohort still counts
-        self._states: dict[str, Arrays] = {name: [] for name in (*self._required, *self._optional)}
+        names = (*self._required, *self._optional)
+        if self._sweeps:
+            names = (*names, *(f"{name}_scale" for name in names), *_storage.KEPT)
+        self._states: dict[str, Arrays] = {name: [] for name in names}
         # One entry per group:
         self._given: list[tuple[Array, ...]] = []  # "params", to notice that they were replaced
         self._checked: list[tuple[Any, ...]] = []  # the numbers that were last found good
+        self._asked: list[tuple[Any, ...]] = []  # the states and options among them
+        self._layouts: list[dict[str, Storage]] = []  # by format, the storage that these ask for
+        self._used: list[dict[str, Storage]] = []  # and the one of the states; {} before there are any
         # The cohorts, what they were formed for, and the gradients they hold: () if unknown, None without cohorts.
         self._cohorts: list[Cohort] = []
         self._grads: tuple[Any, ...] | None = None
         self._present: list[bool] = []
         self._split = False  # whether step counts keep parameters of one group and dtype apart
-        self._used: list[tuple[str, ...]] = []
+        self._pending = False  # whether the cohorts have states that no step has taken
         self._extras: dict[str, Arrays] = {}  # for this step: an array for each parameter
         if isinstance(params, dict) or hasattr(params, "shape") or not isinstance(params, Iterable):
             raise TypeError(message(self._name, "params", type(params).__name__, "a list of arrays or of group dicts"))
@@ -110,6 +135,10 @@ class Optimizer:
         raise NotImplementedError
 
     def _plan(self, p: Arrays, g: Arrays, states: dict[str, Arrays]) -> Plan:
+        raise NotImplementedError
+
+    def _sweep_plan(self, p: Arrays, g: Arrays, cohort: Cohort, **tables: Any) -> Any:
+        """A plan of the sweep kernel for the cohort's states and these tables."""
         raise NotImplementedError
 
     def _run(self, cohort: Cohort, group: Group, grad_scale: float) -> None:
@@ -150,6 +179,8 @@ class Optimizer:
             view, fmt = self._check_param(p, f"params[{i}]")
             views.append(view)
             formats.append(fmt)
+        if self._sweeps:
+            _storage.check(self._name, f"param_groups[{k}].", numbers, formats)
         entries = [(f"params[{i}]", True, x) for i, x in enumerate(self._views + views)]
         try:
             _arrays._check_overlap(self._op, entries)
@@ -159,6 +190,9 @@ class Optimizer:
         self.param_groups.append({"params": params, **numbers})
         self._given.append(params)
         self._checked.append(())
+        self._asked.append(())
+        self._layouts.append(self._layout(numbers, dict.fromkeys(formats)))
+        self._used.append({})
         # NumPy subclasses such as memmap, and bfloat16 arrays, go to the kernels as plain views; tensors as themselves.
         self._params += [v if isinstance(p, np.ndarray) else p for p, v in zip(params, views, strict=True)]
         self._views += views
@@ -177,6 +211,11 @@ class Optimizer:
             self._reword(error)
         return view, kernel.format
 
+    def _layout(self, group: Group, formats: Iterable[str]) -> dict[str, Storage]:
+        """How parameters of these formats are stored by a group's numbers."""
+        names = self._used_states(group)
+        return {fmt: _storage.storage_of(names, fmt, group) for fmt in formats}
+
     def _check_numbers(self, group: Mapping[str, Any], where: str) -> None:
         try:
             numbers = self._numbers(dict(group))
@@ -189,6 +228,10 @@ class Optimizer:
         for name in self._flags:
             if not isinstance(group[name], (bool, np.bool_)):
                 raise TypeError(message(self._name, where + name, repr(group[name]), "True or False"))
+
+    def _stored_by(self, group: Group) -> tuple[Any, ...]:
+        """What says how a group's parameters and states are stored."""
+        return _storage.values(group) if self._sweeps else ()
 
     def _check_number(self, label: str, value: Any, interval: Range) -> None:
         if not hasattr(value, "__float__") or np.ndim(value) > 0:
@@ -220,7 +263,10 @@ class Optimizer:
         Raises:
             TypeError, ValueError, BufferError: a gradient that does not fit, or a number out of range. All are checked
                 before anything is written.
+            RuntimeError: within `averaged`.
         """
+        if self._averaging:
+            raise RuntimeError(f"{self._name}.step: the parameters hold their averages; leave averaged() first")
         interval = self._ranges["grad_scale"]
         if type(grad_scale) is not float or grad_scale not in interval:  # type: ignore[operator]
             self._check_number("grad_scale", grad_scale, interval)  # type: ignore[arg-type]
@@ -233,6 +279,7 @@ class Optimizer:
             if not math.isfinite(norm):
                 if self.skip_nonfinite:
                     self.skipped_steps += 1
+                    self._zero(grads)
                     return False
             elif self.max_grad_norm is not None:
                 excess = (norm / grad_scale + 1e-6) / self.max_grad_norm
@@ -243,26 +290,38 @@ class Optimizer:
                 self._bind_extras(self._extras)
             if loss is not None:
                 self._take_loss(loss)
+            if self._pending:
+                self._commit()
             for cohort in self._cohorts:
                 self._run(cohort, self.param_groups[cohort.group], grad_scale)
-                if cohort.states:
+                if cohort.states or cohort.storage.sweeps:
                     cohort.steps += 1
                     cohort.owed += 1
         finally:
             if self._extras:
                 self._bind_extras({})
-        if self._split and any(cohort.steps == 1 for cohort in self._cohorts):
+        if self._split and any(cohort.steps == cohort.fresh_at + 1 for cohort in self._cohorts):
             self._dissolve()  # where a first step is special (SGD), newcomers now step like the others
         return True
+
+    def _zero(self, grads: Sequence[Array | None]) -> None:
+        """Zeroes the gradients of a step that is skipped, where the group asks for it."""
+        asked = [bool(group.get("zero_grad")) for group in self.param_groups]
+        for g, (k, _) in zip(grads, self._kinds, strict=True) if any(asked) else ():
+            if g is not None and asked[k]:
+                _arrays.numpy_view(g, self._name, "grads")[...] = 0
+                _arrays.written([g])
 
     def _bind_extras(self, extras: Mapping[str, Arrays]) -> None:
         """Gives the plans these extra arrays, none where a name is absent."""
         for cohort in self._cohorts:
-            columns = cohort.plan._columns
-            kept = columns[: len(columns) - len(self._extra_keys)]
-            own = [[extras[k][i] for i in cohort.indices] if k in extras else None for k in self._extra_keys]
+            plan = cohort.plan if isinstance(cohort.plan, Plan) else cohort.plan._plan
+            columns = list(plan._columns)
+            for key in self._extra_keys:
+                column = [extras[key][i] for i in cohort.indices] if key in extras else None
+                columns[_place(plan._op, key)] = column
             try:
-                cohort.plan.rebind((*kept, *own))
+                plan.rebind(tuple(columns))
             except (TypeError, ValueError, BufferError) as error:
                 self._dissolve()  # a plan that refused arrays holds none
                 self._reword(error, cohort.indices)
@@ -270,14 +329,33 @@ class Optimizer:
     def _recheck_numbers(self, k: int, group: Group) -> None:
         """Checks a group's numbers unless they are the very objects that were found good."""
         try:
-            numbers = self._numbers(group)
+            numbers = self._numbers(group) + self._stored_by(group)
             if self._checked[k] and all(map(operator.is_, numbers, self._checked[k])):
                 return
         except (TypeError, ValueError):
             numbers = ()  # betas that are no pair, which the check words
         self._check_numbers(group, f"param_groups[{k}].")
+        asked = (self._used_states(group), *self._stored_by(group))
+        if not self._asked[k] or not all(map(operator.is_, asked, self._asked[k])):
+            if self._sweeps:
+                _storage.check(self._name, f"param_groups[{k}].", group, self._layouts[k])
+            layout = self._layout(group, self._layouts[k])
+            self._check_held(k, layout)
+            self._layouts[k] = layout
+            self._asked[k] = asked if _PLAIN.issuperset(map(type, asked[1:])) else ()
         if _PLAIN.issuperset(map(type, numbers)):
             self._checked[k] = numbers
+
+    def _check_held(self, k: int, layout: dict[str, Storage]) -> None:
+        """Raises if the group's moments are held in another format than this layout's."""
+        for fmt, old in self._used[k].items():
+            if old.described != layout[fmt].described and any(
+                kind == (k, fmt) and any(self._states[slot.name][i] is not None for slot in old.moments)
+                for i, kind in enumerate(self._kinds)
+            ):
+                found, needed = layout[fmt].described, f"{old.described}, as its states are held"
+                remedy = "set it back, and load what curvk.optim.convert_state_dict then makes of the state_dict"
+                raise ValueError(message(self._name, f"param_groups[{k}]", found, needed, remedy))
 
     def _bind(self, grads: Sequence[Array | None]) -> None:
         """Gives the plans these gradients, all checked."""
@@ -291,15 +369,14 @@ class Optimizer:
                 found = "a tuple other than the one it had"
                 remedy = "use add_param_group, or a new optimizer"
                 raise ValueError(message(f"{self._name}.step", f"param_groups[{k}].params", found, "no change", remedy))
-        used = [self._used_states(group) for group in self.param_groups]
-        if used != self._used:
+        if self._pending or self._layouts != self._used:
             self._dissolve()
         if self._grads and all(map(operator.is_, grads, self._grads)):
             return
         present = [g is not None for g in grads]
         if self._grads is None or present != self._present:
             self._dissolve()
-            self._form(grads, used)
+            self._form(grads)
         else:
             for cohort in self._cohorts:
                 try:
@@ -307,37 +384,69 @@ class Optimizer:
                 except (TypeError, ValueError, BufferError) as error:
                     self._dissolve()  # a plan that refused arrays holds none
                     self._reword(error, cohort.indices)
-        self._present, self._used = present, used
+        self._present = present
         # A tensor that is still the same object may have moved to other memory, an array may not.
         fixed = _FIXED.issuperset(map(type, grads)) and _FIXED.issuperset(map(type, self._params))
         self._grads = tuple(grads) if fixed else ()
 
-    def _form(self, grads: Sequence[Array | None], used: list[tuple[str, ...]]) -> None:
+    def _form(self, grads: Sequence[Array | None]) -> None:
         """Forms the cohorts of the parameters that have gradients."""
-        sets: dict[tuple[int, str, int], list[int]] = {}
+        sets: dict[tuple[int, str, int, bool], list[int]] = {}
         for i, (grad, (k, fmt)) in enumerate(zip(grads, self._kinds, strict=True)):
             if grad is not None:
-                sets.setdefault((k, fmt, self._phase(self._steps[i])), []).append(i)
+                storage, steps = self._layouts[k][fmt], self._steps[i]
+                fresh = bool(storage.moments) and self._states[storage.moments[0].name][i] is None
+                phase = steps if storage.draws else self._phase(steps)
+                sets.setdefault((k, fmt, phase, fresh), []).append(i)
         cohorts = []
-        for (k, fmt, steps), indices in sets.items():
-            cohort = Cohort(k, indices, steps)
-            dtype = np.float64 if fmt == "f64" else np.float32
-            for name in used[k]:
-                kept = self._states[name]
-                cohort.states[name] = [
-                    np.zeros_like(self._views[i], dtype) if kept[i] is None else kept[i] for i in indices
-                ]
+        for (k, fmt, steps, fresh), indices in sets.items():
+            storage = self._layouts[k][fmt]
+            cohort = Cohort(k, indices, steps, fresh, storage)
+            for slot in storage.slots:
+                cohort.states[slot.name] = [self._held(slot, i, storage) for i in indices]
+            p, g = [self._params[i] for i in indices], [grads[i] for i in indices]
             try:
-                cohort.plan = self._plan([self._params[i] for i in indices], [grads[i] for i in indices], cohort.states)
+                if storage.sweeps:
+                    tables: dict[str, Any] = {"low": cohort.states.get("param_low")}
+                    tables["ema"] = cohort.states.get("param_ema")
+                    tables["tensor"] = [tensor_word(str(i), "rounding") for i in indices]
+                    cohort.plan = self._sweep_plan(p, g, cohort, **tables)
+                else:
+                    cohort.plan = self._plan(p, g, cohort.states)
             except (TypeError, ValueError, BufferError) as error:
                 self._reword(error, indices)
             cohorts.append(cohort)
-        for cohort in cohorts:
+        self._cohorts = cohorts
+        self._split = len(sets) > len({(k, fmt) for k, fmt, *_ in sets})
+        self._pending = True
+
+    def _held(self, slot: Slot, i: int, storage: Storage) -> Array:
+        """A parameter's state, or a new one."""
+        state = self._states[slot.name][i]
+        k, fmt = self._kinds[i]
+        if slot.name == "param_low" and self._used[k] and self._used[k][fmt].rounding != storage.rounding:
+            state = None  # the low half of another kind
+        if state is not None:
+            return state
+        if slot.name != "param_ema":
+            return slot.zeros(self._views[i])
+        return _storage.widened(self._extras["origin"][i] if self._extras else self._params[i], fmt)
+
+    def _commit(self) -> None:
+        """Makes the cohorts' states the parameters'; a low half or an average that is out of use is forgotten."""
+        for i, (k, fmt) in enumerate(self._kinds if self._used != self._layouts else ()):
+            new, old = self._layouts[k][fmt], self._used[k].get(fmt)
+            for name in _storage.KEPT if self._sweeps else ():
+                if old is not None and (
+                    name not in [s.name for s in new.kept] or (name == "param_low" and old.rounding != new.rounding)
+                ):
+                    self._states[name][i] = None
+        for cohort in self._cohorts:
             for name, column in cohort.states.items():
                 for i, state in zip(cohort.indices, column, strict=True):
                     self._states[name][i] = state
-        self._cohorts = cohorts
-        self._split = len(sets) > len({(k, fmt) for k, fmt, _ in sets})
+        self._used = list(self._layouts)
+        self._pending = False
 
     def _count(self) -> None:
         """Brings the parameters' step counts up to date; a step counts per cohort, to cost nothing per parameter."""
@@ -348,153 +457,15 @@ class Optimizer:
 
     def _dissolve(self) -> None:
         self._count()
-        self._cohorts, self._grads = [], None
+        self._cohorts, self._grads, self._pending = [], None, False
 
     def _reword(self, error: Exception, indices: Sequence[int] | None = None) -> NoReturn:
         """Raises a kernel's error in the words of the caller's lists."""
-        text = str(error).replace(f"{self._op}: ", f"{self._name}: ", 1)
+        text = re.sub(rf"^{self._op.partition('_')[0]}_\w+: ", f"{self._name}: ", str(error))
         if indices is not None:
             words = {"p": "params", "g": "grads"}
             text = re.sub(r"\b(\w+)\[(\d+)\]", lambda m: f"{words.get(m[1], m[1])}[{indices[int(m[2])]}]", text)
         raise type(error)(text) from None
-
-    # ---- states ----
-
-    @property
-    def state(self) -> list[dict[str, Any]]:
-        """Per parameter, over all groups: {} before its first step, then "step" and the arrays of its states, live."""
-        self._count()
-        return [
-            {"step": steps} | {name: column[i] for name, column in self._states.items() if column[i] is not None}
-            if steps
-            else {}
-            for i, steps in enumerate(self._steps)
-        ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the states and numbers, not of the parameters; later steps do not change it."""
-        return self._as_dict(copy=True)
-
-    def _as_dict(self, copy: bool) -> dict[str, Any]:
-        groups, first = [], 0
-        for group in self.param_groups:
-            last = first + len(group["params"])
-            groups.append(group | {"params": list(range(first, last))})
-            first = last
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "optimizer": self._name,
-            "state": [
-                {k: v.copy(order="K") if copy and k != "step" else v for k, v in entry.items()} for entry in self.state
-            ],
-            "param_groups": groups,
-            "max_grad_norm": self.max_grad_norm,
-            "skip_nonfinite": self.skip_nonfinite,
-            "skipped_steps": self.skipped_steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the optimizer that gave this `state_dict` was; the numbers of the groups are taken over too.
-
-        Raises:
-            ValueError: it is not from this class, version or model; the text names what differs. Nothing has changed.
-        """
-        groups = self._check_state(state)
-        columns: dict[str, Arrays] = {name: [None] * len(self._params) for name in self._states}
-        for i, entry in enumerate(state["state"]):
-            for name in entry.keys() - {"step"}:
-                columns[name][i] = np.empty_like(self._views[i], entry[name].dtype)
-                columns[name][i][...] = entry[name]
-        self._dissolve()
-        self._states = columns
-        self._steps = [entry.get("step", 0) for entry in state["state"]]
-        for group, numbers in zip(self.param_groups, groups, strict=True):
-            params = group["params"]
-            group.clear()
-            group.update({"params": params} | numbers)
-        self.max_grad_norm = state["max_grad_norm"]
-        self.skip_nonfinite = state["skip_nonfinite"]
-        self.skipped_steps = state["skipped_steps"]
-
-    def _check_state(self, state: Any) -> list[Group]:
-        """Raises unless the state fits; returns the groups' numbers."""
-
-        def need(met: bool, what: str, found: Any, needed: Any) -> None:
-            if not met:
-                raise ValueError(message(f"{self._name}.load_state_dict", what, f"{found}", f"{needed}"))
-
-        need(isinstance(state, Mapping), "state", type(state).__name__, f"what {self._name}.state_dict gives")
-        for key, value in (("format", FORMAT), ("version", VERSION), ("optimizer", self._name)):
-            need(state.get(key) == value, key, repr(state.get(key)), repr(value))
-        keys = self._as_dict(copy=False).keys()
-        need(state.keys() == keys, "state", f"keys {list(state)}", f"keys {list(keys)}")
-        try:
-            self._check_options(state["max_grad_norm"], state["skip_nonfinite"])
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-        count = state["skipped_steps"]
-        need(type(count) is int and count >= 0, "skipped_steps", repr(count), "an integer >= 0")
-
-        saved, groups = state["param_groups"], []
-        need(isinstance(saved, list), "param_groups", type(saved).__name__, "a list")
-        need(len(saved) == len(self.param_groups), "param_groups", f"{len(saved)} groups", len(self.param_groups))
-        first = 0
-        for k, (old, new) in enumerate(zip(self.param_groups, saved, strict=True)):
-            need(isinstance(new, Mapping), f"param_groups[{k}]", type(new).__name__, "a dict")
-            missing = {"params", *self.defaults} - new.keys()
-            need(not missing, f"param_groups[{k}]", f"a dict without {sorted(missing)}", "every key that was saved")
-            last = first + len(old["params"])
-            indices = list(range(first, last))
-            found = f"{len(new['params'])} arrays" if isinstance(new["params"], list) else type(new["params"]).__name__
-            need(
-                new["params"] == indices, f"param_groups[{k}].params", found, f"{last - first} arrays, as in this model"
-            )
-            first = last
-            numbers = {key: _frozen(value) for key, value in new.items() if key != "params"}
-            try:
-                self._check_numbers(numbers, f"param_groups[{k}].")
-            except TypeError as error:
-                raise ValueError(str(error)) from None
-            groups.append(numbers)
-
-        entries = state["state"]
-        need(isinstance(entries, list), "state", type(entries).__name__, "a list")
-        need(len(entries) == len(self._params), "state", f"{len(entries)} entries", f"{len(self._params)} parameters")
-        for i, (entry, view, (_, fmt)) in enumerate(zip(entries, self._views, self._kinds, strict=True)):
-            need(isinstance(entry, Mapping), f"state[{i}]", type(entry).__name__, "a dict")
-            if not entry:
-                continue
-            extra = entry.keys() - {"step", *self._required, *self._optional}
-            needed = f"keys {['step', *self._required]} and perhaps {list(self._optional)}"
-            need({"step", *self._required} <= entry.keys() and not extra, f"state[{i}]", f"keys {list(entry)}", needed)
-            step = entry["step"]
-            need(type(step) is int and 1 <= step < 2**63, f"state[{i}].step", repr(step), "an integer >= 1")
-            dtype = np.dtype(np.float64 if fmt == "f64" else np.float32)
-            for name in entry.keys() - {"step"}:
-                x = entry[name]
-                found = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-                met = isinstance(x, np.ndarray) and x.dtype == dtype and x.shape == view.shape
-                need(met, f"state[{i}].{name}", found, f"{dtype} of shape {view.shape} for params[{i}]")
-        return groups
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `state_dict` to one .npz file, named exactly `path`. The file appears whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written. An older file of that name is then untouched.
-            TypeError: a param group holds something besides numbers, strings and lists of them.
-        """
-        _store.write(path, self._as_dict(copy=False))
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Loads what `save` wrote, bit for bit. Nothing in the file is executed.
-
-        Raises:
-            OSError: the file cannot be opened.
-            ValueError: it is damaged, or does not fit as in `load_state_dict`. Nothing has changed.
-        """
-        self.load_state_dict(_store.read(path, FORMAT))
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,7 +17,11 @@ from .._backend import Plan
 from .._errors import message
 from ..kernels.curvature import asam_norm
 from ..kernels.optim import global_norm
-from ._base import FORMAT, VERSION, Arrays, Group, Optimizer
+from . import _storage
+from ._base import Optimizer
+from ._interrupt import uninterrupted as uninterrupted
+from ._states import FORMAT, VERSION, Arrays
+from ._storage import Group
 
 OPTIONS = ("rho", "adaptive", "eta")  # of a group
 PHASE = ("start", "end", "every", "reset_state_on_switch")
@@ -46,23 +48,6 @@ def check_unwrapped(name: str, base: Any) -> None:
     if base._within_sam:
         remedy = "make another optimizer, or set the first one's param_groups[k]['rho'], start, end or every"
         raise ValueError(message(name, "base", "the base of another SAM", "one of its own", remedy))
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Lets Ctrl-C wait for the end of the block, so that what was written is also noted."""
-    waiting: list[Any] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():  # nothing will be raised here
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *given: waiting.append(given))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if waiting:
-            before(*waiting[0])
 
 
 def check_phase(name: str, phase: Mapping[str, Any]) -> None:
@@ -166,7 +151,7 @@ class SAM(Phase):
 
     Args:
         base: SGD, Adam, AdamW or AdamZ. Its groups are SAM's, and carry SAM's numbers too: to give a group its own, set
-            `sam.param_groups[k]["rho"]`, "adaptive" or "eta".
+            `sam.param_groups[k]["rho"]`, "adaptive" or "eta". Its `zero_grad` is for the gradients at w'.
         rho: how far w' is from w, >= 0.
         adaptive: ASAM's geometry, in which a change of an element counts relative to its size.
         eta: added to abs(w), >= 0; 0.01 in the code of ASAM's authors, 0 elsewhere.
@@ -280,9 +265,11 @@ class SAM(Phase):
         Raises:
             TypeError, ValueError, BufferError: gradients that do not fit, or a group's number out of range; nothing has
                 been written.
-            RuntimeError: the weights are perturbed already.
+            RuntimeError: the weights are perturbed already, or within `averaged`.
         """
         self._need_idle("perturb_")
+        if self.base._averaging:
+            raise RuntimeError("SAM.perturb_: the parameters hold their averages; leave averaged() first")
         self._refused = False
         if not self.active:
             return False
@@ -342,6 +329,7 @@ class SAM(Phase):
         if self._refused:
             self._refused = False
             self._count(False, False)
+            self.base._zero(grads)
             return False
         saved = self._saved
         if saved is None:
@@ -361,7 +349,11 @@ class SAM(Phase):
             ]
             if self._resets():
                 base._dissolve()
-                base._states, base._steps = {name: [None] * n for name in base._states}, [0] * n
+                # What belongs to the weights themselves, such as the lower halves of masters, is no state to drop.
+                base._states = {
+                    name: list(column) if name in _storage.KEPT else [None] * n for name, column in base._states.items()
+                }
+                base._steps = [0] * n
             base._extras = {"origin": origin}
             stepped = base.step(grads, loss, grad_scale=grad_scale)
             self._restore(range(n) if not stepped else [i for i in range(n) if given[i] is None])
@@ -482,6 +474,19 @@ class SAM(Phase):
         self._set_progress(state["sam"])
         self._refused = False
         self._fill()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The base's `averaged`.
+
+        Raises:
+            ValueError, RuntimeError: as there; the weights are perturbed.
+        """
+        self._need_idle("averaged")
+        return self.base.averaged()
+
+    def memory(self) -> dict[str, Any]:
+        """The base's `memory`; what a step of SAM's takes besides is freed with it."""
+        return self.base.memory()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state_dict` to one .npz file, as the base's `save`.

@@ -8,6 +8,7 @@ from typing import Any
 from .._arrays import Array
 from .._errors import message
 from ..kernels.optim import SGDPlan
+from ..kernels.sweep import SGDSweepPlan
 from ._base import Arrays, Cohort, Group, Optimizer
 
 
@@ -33,11 +34,30 @@ class SGD(Optimizer):
             belong to (torch zeroes or poisons every gradient then). `skip_nonfinite` avoids the case.
         skip_nonfinite: a gradient with inf or NaN skips the whole step: nothing is written, step counts stay, and
             `skipped_steps` counts it. It shares one read-only sweep with `max_grad_norm`, made only for these two.
+        state_bits: how the states are held. 32: in the parameter's dtype, or float32 where it is 16-bit; 16: as
+            bfloat16, stochastically rounded; 8: as codes. 16 and 8 are not for float64 parameters.
+        state_format: of 8-bit states. "curvk": groups of 32 elements in C order with one scale, rounded by dither;
+            "bitsandbytes": groups of 256, the codes of that library's 8-bit optimizers, to nearest.
+        rounding: how 16-bit parameters are stored; others take no notice. "nearest": steps below half a unit in the
+            last place are lost; "stochastic": they are kept on average; "kahan": the state param_low, of the
+            parameter's format, carries what rounding loses.
+        master: "split16" makes bfloat16 parameters the upper halves, rounded, of float32 ones, whose lower halves are
+            the state param_low: the steps of float32 parameters, bit for bit. Needs rounding="nearest".
+        ema: a decay in [0, 1): the state param_ema, float32 (float64 for float64 parameters), follows the parameters by
+            ema <- decay ema + (1 - decay) p after each step, from a copy of the parameter before its first one. p is
+            the parameter before it is rounded to 16 bits. `averaged` puts the averages into the parameters.
+        zero_grad: the step sets the gradients to zero once they are read, also where it is skipped.
+        seed: of stochastic rounding, in [0, 2^64). The noise depends on it, on the parameter's place and on its count
+            of steps, so that a run that is stopped and resumed goes on with the same bits.
+
+    The last seven may be given to each group as well. What is off costs nothing. Where one of the first six is in use,
+    gradients must be writable and share no memory, as parameters.
 
     Raises:
         TypeError, ValueError, BufferError: an array or number that cannot be used; the text names it.
 
-    States: momentum_buffer, if momentum > 0; the parameter's dtype, or float32 where it is 16-bit.
+    States: momentum_buffer, if momentum > 0; with 8 state bits its codes, of the parameter's shape, and float32
+    momentum_buffer_scale, one number per group. param_low and param_ema as above.
 
     >>> import numpy as np
     >>> w = np.array([1.0, 2.0], np.float32)
@@ -46,6 +66,11 @@ class SGD(Optimizer):
     True
     >>> w
     array([0.5, 1. ], dtype=float32)
+    >>> w = np.ones(10_000, np.float16)  # the neighbour below 1 is 1 - 2^-11
+    >>> SGD([w], lr=2.0**-13, rounding="stochastic").step([np.ones_like(w)])
+    True
+    >>> bool(abs(w.mean(dtype=np.float64) - (1 - 2.0**-13)) < 2.0**-17)  # a quarter of the elements has moved
+    True
     """
 
     _op = "sgd_step"
@@ -53,6 +78,8 @@ class SGD(Optimizer):
     _flags = ("nesterov", "maximize", "decoupled_weight_decay")
     _required = ("momentum_buffer",)
     _extra_keys = ("origin",)
+    _sweeps = True
+    _stateless = True
 
     def __init__(
         self,
@@ -67,6 +94,13 @@ class SGD(Optimizer):
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_bits: int = 32,
+        state_format: str = "curvk",
+        rounding: str = "nearest",
+        master: str = "none",
+        ema: float | None = None,
+        zero_grad: bool = False,
+        seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -76,6 +110,13 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "state_bits": state_bits,
+            "state_format": state_format,
+            "rounding": rounding,
+            "master": master,
+            "ema": ema,
+            "zero_grad": zero_grad,
+            "seed": seed,
         }
         super().__init__(params, defaults, max_grad_norm, skip_nonfinite)
 
@@ -106,6 +147,10 @@ class SGD(Optimizer):
     def _plan(self, p: Arrays, g: Arrays, states: dict[str, Arrays]) -> SGDPlan:
         return SGDPlan(p, g, states.get("momentum_buffer"))
 
+    def _sweep_plan(self, p: Arrays, g: Arrays, cohort: Cohort, **tables: Any) -> SGDSweepPlan:
+        buf = cohort.storage.state(cohort.states, "momentum_buffer") if "momentum_buffer" in cohort.states else None
+        return SGDSweepPlan(p, g, buf, **tables)
+
     def _run(self, cohort: Cohort, group: Group, grad_scale: float) -> None:
         cohort.plan.step(
             lr=group["lr"],
@@ -115,6 +160,7 @@ class SGD(Optimizer):
             weight_decay=group["weight_decay"],
             decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
-            first=cohort.steps == 0,
+            first=cohort.steps == cohort.fresh_at,
             grad_scale=grad_scale,
+            **cohort.options(group),
         )
