@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
 
 from ..zeroth import ZOLog
 from ._alice import Alice
+from ._convert import convert_state_dict
 from ._curvature import GlassProbe, hessian_diagonal
 from ._optimizers import SGD, Adam, AdamW, AdamZ
 from ._sam import SAM
@@ -44,6 +45,7 @@ __all__ = [
     "MeZO",
     "SparseMeZO",
     "ZOLog",
+    "convert_state_dict",
     "find_layers",
     "hessian_diagonal",
 ]

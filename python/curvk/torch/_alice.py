@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from torch._compile import _disable_dynamo
 from .._errors import message
 from ..kernels.curvature import HESS, LIMITS, alice_lookahead, alice_model
 from ..kernels.optim import global_norm
+from ..kernels.sweep import FORMATS
 from ..optim._alice import (
+    AVERAGES,
     check_group,
     check_options,
     checked_counters,
+    decoded,
     default_hess,
     is_sample,
     model_numbers,
@@ -32,6 +36,7 @@ from ..zeroth._stream import words
 from ._base import Fresh, FusedOptimizer, Group, Params, _Batch, number
 from ._probing import Randomness, frozen_statistics
 from ._states import State, Steps, state_dtype
+from ._storage import SCALE, Kind, Storage, chosen
 
 Closure = Callable[[], Any]
 Grads = list[Tensor | None]
@@ -51,6 +56,26 @@ class _Set:
     words: list[int]
 
 
+@dataclass(frozen=True)
+class _Coded(Storage):
+    """Averages as 8-bit codes, which are rounded under the optimizer's seed."""
+
+    seed: int = 0
+
+    def numbers(self, group: Group, draw: int) -> tuple[Any, ...]:
+        return draw % 2**32, self.seed - 2**64 if self.seed >= 2**63 else self.seed
+
+
+@lru_cache
+def _coded(keys: tuple[str | None, ...], seed: int) -> _Coded:
+    columns: list[tuple[str | None, Kind | None]] = []
+    for key in keys[:4]:
+        scales = Kind(torch.float32, FORMATS["curvk"])
+        columns += [(key, Kind(torch.uint8)), (key + SCALE, scales)] if key else [(None, None), (None, None)]
+    own, kinds = zip(*columns, *((key, None) for key in keys[4:]), strict=True)
+    return _Coded("alice_step8", own, kinds, bits=8, seed=seed)
+
+
 class Alice(FusedOptimizer):
     """Alice (Duersch, Catanach, Safonov & Wendt 2024): quasi-Newton steps from plain gradients, no double backward.
 
@@ -65,9 +90,9 @@ class Alice(FusedOptimizer):
             Parameters of 16 bits have a float32 centre; their probes must reach past their rounding, so give sigma, and
             mind that gradients rounded to 16 bits show false glass.
         lr, betas, eps, quick_steps, hess, glass, limit, lr_min, lr_max: as in `curvk.optim.Alice`.
-        phi, omega, sigma, l1, l2, warmup, scale_bounds_with_lr, seed, compat: as there. All but quick_steps, seed and
-            compat are group keys; schedulers may change lr, and the distance of the probes follows unless sigma is
-            given.
+        phi, omega, sigma, l1, l2, warmup, scale_bounds_with_lr, state_bits, state_format, seed, compat: as there. All
+            but quick_steps, seed and compat are group keys, the state options where they are not the defaults;
+            schedulers may change lr, and the distance of the probes follows unless sigma is given.
         skip_nonfinite: take no step where a gradient, also at a probe, holds inf or NaN. It costs a sweep that reads
             the gradients. Otherwise a NaN stays in the averages of its element, whose step is then the upper bound or
             NaN.
@@ -81,7 +106,8 @@ class Alice(FusedOptimizer):
     `torch.amp.GradScaler` cannot drive it: GradScaler takes no closures, and one found_inf cannot serve three
     gradients. Under autocast gradients are too coarse for the glass density.
 
-    States: step, samples, exp_avg, glass, hessian, exp_avg_sq, center, lookahead. Source: arXiv 2411.16914 and the code
+    States: step, samples, exp_avg, glass, hessian, exp_avg_sq, center, lookahead; with 8 state bits also exp_avg_scale,
+    glass_scale, hessian_scale and exp_avg_sq_scale. Source: arXiv 2411.16914 and the code
     of its authors; the debiased Hessian and the counting are curvk's.
 
     >>> import torch, curvk.torch
@@ -103,6 +129,7 @@ class Alice(FusedOptimizer):
     _array_keys = ("exp_avg", "glass", "hessian", "exp_avg_sq", "center", "lookahead")
     _extra_keys = ("g_plus", "g_minus")
     _absent: Group = {"differentiable": False}  # noqa: RUF012
+    _has_options = True
     _step_supports_amp_scaling = True  # GradScaler then shows itself, and is refused
     _loaded: State | None = None  # the state dict that is being loaded, once it has been checked
 
@@ -126,6 +153,8 @@ class Alice(FusedOptimizer):
         l2: float = 0.0,
         warmup: int | None = None,
         scale_bounds_with_lr: bool = True,
+        state_bits: int = 32,
+        state_format: str = "curvk",
         seed: int = 0,
         skip_nonfinite: bool = False,
         compat: str | None = None,
@@ -152,6 +181,7 @@ class Alice(FusedOptimizer):
             "scale_bounds_with_lr": scale_bounds_with_lr,
             "lr_0": None,
         }
+        defaults |= chosen(state_bits=state_bits, state_format=state_format)
         super().__init__(params, defaults, skip_nonfinite=skip_nonfinite)
         warn_if_inexact(self._name, map(_plain, self.param_groups), 2)
 
@@ -164,12 +194,28 @@ class Alice(FusedOptimizer):
         self._begun: dict[int, Tensor] = {}  # centres of the parameters that have no states yet, during a step
         self._looks: list[tuple[list[Tensor], Group]] = []  # the parameters that stepped last, and their numbers
         self._realised: float | None = None
+        self._held: dict[int, str] = {}  # by index of the group, the hess that its codes were made for
 
     # ---- what the base asks for -------------------------------------------------------------------------------------
 
     def _keys(self, group: Group) -> tuple[str | None, ...]:
         glass, hessian = "glass" if group["glass"] else None, None if group["hess"] == "zero" else "hessian"
         return ("exp_avg", glass, hessian, "exp_avg_sq", "center", "lookahead")
+
+    def _storage(self, group: Group, dtype: torch.dtype) -> Storage:
+        if group.get("state_bits", 32) == 32:
+            return super()._storage(group, dtype)
+        if dtype == torch.float64:
+            needed = "32 for float64 parameters; give them a group of their own with state_bits=32"
+            raise ValueError(f"argument 'state_bits': got {group['state_bits']}, needs {needed}")
+        return _coded(self._keys(group), self.seed)
+
+    def _draw(self, mark: Any) -> int:
+        return int(mark[0]) + 1
+
+    def _release(self, used: int) -> None:
+        super()._release(used)
+        self._plans = [None if plan is not None and plan._op != self._op else plan for plan in self._plans]
 
     def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
         if states is not None:
@@ -240,6 +286,7 @@ class Alice(FusedOptimizer):
         groups = [_plain(group) for group in self.param_groups]
         for index, group in enumerate(groups):
             check_group(self._name, f"param_groups[{index}].", group)
+            self._check_held(index, group)
         sample = is_sample(self.t + 1, groups, self.quick_steps)
         random, stepped, before = Randomness(), False, None
         sets = self._follow()
@@ -276,10 +323,22 @@ class Alice(FusedOptimizer):
             for counts in self._counted.values() if sample else ():
                 counts.vector.add_(1)
             self._looks = [([p for p in s.params if p.grad is not None], groups[s.index]) for s in sets]
+            self._hold()
             self._realised = None
             if before is not None:
                 self._realised = float(number(self._evaluate(closure, random, params, keep=True)[0])) - before
         return found[-1][0]
+
+    def _hold(self) -> None:
+        self._held = {k: group["hess"] for k, group in enumerate(self.param_groups) if group.get("state_bits") == 8}
+
+    def _check_held(self, index: int, group: Group) -> None:
+        """Raises where codes were made for another hess, under which they mean other numbers."""
+        held = self._held.get(index, group["hess"])
+        params = self.param_groups[index]["params"]
+        if held != group["hess"] and any("exp_avg" + SCALE in self.state.get(p, ()) for p in params):
+            found, needed = repr(group["hess"]), f"{held!r}, as its 8-bit states are held"
+            raise ValueError(message(self._name, f"param_groups[{index}].hess", found, needed))
 
     def _follow(self) -> list[_Set]:
         """The parameters to train, with centres for new ones; values that were written to others are taken over."""
@@ -441,8 +500,10 @@ class Alice(FusedOptimizer):
                 states = [self.state[p] for p in params if self.state.get(p)]  # without those deleted since
                 states = [s for s in states if (float(s["step"]) > warmup_of(group)) == moved]
                 if states:
-                    columns = [None if key is None else [s[key] for s in states] for key in self._keys(group)[:4]]
-                    found, change = alice_model(*columns, **model_numbers(group, moved))  # type: ignore[arg-type]
+                    used = [k for key in self._keys(group)[:4] if key for k in (key, key + SCALE) if k in states[0]]
+                    held = {key: [s[key] for s in states] for key in used}
+                    columns: Any = [decoded(held, name, group["hess"]) for name in AVERAGES]
+                    found, change = alice_model(*columns, **model_numbers(group, moved))
                     inside, predicted = inside + found, predicted + change
                     total += sum(s["exp_avg"].numel() for s in states)
         share = inside / total if total else math.nan
@@ -456,6 +517,7 @@ class Alice(FusedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+        self._hold()
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with t, seed, quick_steps and compat under "alice"; a run goes on from it bit for bit."""
@@ -471,10 +533,13 @@ class Alice(FusedOptimizer):
         super().load_state_dict(state_dict)
         loaded, self._loaded = self._loaded, None
         assert loaded is not None
-        for _, p, state in self._pairs(loaded):  # torch has cast the counts to the parameters' dtypes
+        for _, p, state in self._pairs(loaded):  # torch has cast these to the parameters' dtypes
             self.state[p]["samples"] = torch.tensor(float(state["samples"]), dtype=torch.float32)
+            for key in (name + SCALE for name in AVERAGES if name + SCALE in state):
+                self.state[p][key] = state[key].detach().to(torch.float32, copy=True)
         for key in _OWN:
             setattr(self, key, loaded["alice"][key])
+        self._hold()
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         super()._check_loaded(state_dict)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..optim import LossAdaptiveLR
 from ._base import Fresh, FusedOptimizer, Group, Params, number
 from ._states import State, Steps
+from ._storage import Storage, chosen, storage_of
 
 
 class SGD(FusedOptimizer):
@@ -38,9 +39,26 @@ class SGD(FusedOptimizer):
             clips nothing.
         skip_nonfinite: take no step where a gradient holds inf or NaN. With max_grad_norm or alone it costs one sweep
             that reads the gradients.
+        state_bits: 32, 16 or 8, for the moments: bfloat16, or codes of one byte with a float32 scale for 32 elements;
+            both are rounded stochastically, without which a slow average stalls. Not for float64, complex, amsgrad.
+        state_format: of 8 bits: "curvk", or "bitsandbytes": its dynamic map, 256 elements to a scale, to nearest.
+        rounding: of bfloat16 and float16 parameters: "nearest", "stochastic", or "kahan", where a second number of the
+            parameter's dtype, the state param_low, carries what rounding has lost. Other parameters are not rounded.
+        master: "split16" makes bfloat16 parameters the upper halves of float32 ones, whose lower halves are the state
+            param_low: the steps of float32 parameters, bit for bit, at the same 4 bytes.
+        ema: share in [0, 1) that a running average of the parameters keeps at each step, the state param_ema; it starts
+            as the parameter was before its first step. See `averaged`.
+        zero_grad: set the gradients to zero in the same pass; also where a step is skipped, as by GradScaler.
+        seed: of the rounding, in [0, 2^64). Noise is keyed by the parameter's name, or without names its position over
+            all groups, and its number of steps: a run goes on from a state dict bit for bit.
 
     Raises:
         TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
+
+    The last seven are group keys, in a group where they were given; without any of them a step costs and does what it
+    did without these options. With one of them the state has a step count too. `load_state_dict` takes moments of the
+    group's own format only, see `convert_state_dict`. After a change of rounding, master or the parameters' dtype
+    delete the state param_low, which then starts with zeros.
 
     Source: Polyak 1964; Sutskever et al. 2013; conventions of torch.optim.SGD.
 
@@ -57,6 +75,7 @@ class SGD(FusedOptimizer):
     _needed = ("momentum_buffer",)
     _array_keys = ("momentum_buffer",)
     _extra_keys = ("origin",)
+    _has_options = True
     _absent = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": None}  # noqa: RUF012
 
     def __init__(
@@ -74,8 +93,15 @@ class SGD(FusedOptimizer):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_bits: int = 32,
+        state_format: str = "curvk",
+        rounding: str = "nearest",
+        master: str = "none",
+        ema: float | None = None,
+        zero_grad: bool = False,
+        seed: int = 0,
     ) -> None:
-        defaults = {
+        defaults: Group = {
             "lr": lr,
             "momentum": momentum,
             "dampening": dampening,
@@ -86,13 +112,41 @@ class SGD(FusedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        defaults |= chosen(
+            state_bits=state_bits,
+            state_format=state_format,
+            rounding=rounding,
+            master=master,
+            ema=ema,
+            zero_grad=zero_grad,
+            seed=seed,
+        )
         super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
 
     def _keys(self, group: Group) -> tuple[str | None, ...]:
         return ("momentum_buffer" if group["momentum"] != 0 else None,)
 
-    def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
-        return [id(p) in fresh for p in params] if fresh else [False]
+    def _storage(self, group: Group, dtype: torch.dtype) -> Storage:
+        return storage_of("sgd", self._keys(group), group, dtype)
+
+    def _lacks(self, state: State) -> set[str]:
+        return set() if "step" in state else super()._lacks(state)  # a sweep without momentum leaves but its count
+
+    def _marks(self, index: Any, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
+        first = ["momentum_buffer" not in self.state.get(p, ()) for p in params] if fresh else [False]
+        if states is not None:
+            if not states or not all("step" in s for s in states):
+                self._steps.pop(index, None)
+            elif not (index in self._steps and self._steps[index].belong_to(states)):
+                self._steps[index] = Steps(states)
+        if index not in self._steps:
+            return first
+        counts = self._steps[index].counts()
+        n = max(len(first), len(counts))
+        return list(zip(first * (n // len(first)), counts * (n // len(counts)), strict=True))
+
+    def _draw(self, mark: Any) -> int:
+        return int(mark[1]) + 1
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
         momentum, dampening, nesterov = number(group["momentum"]), number(group["dampening"]), bool(group["nesterov"])
@@ -108,7 +162,7 @@ class SGD(FusedOptimizer):
             nesterov,
             False,  # decoupled
             bool(group["maximize"]),
-            mark,
+            mark[0] if isinstance(mark, tuple) else mark,
             grad_scale,
         )
 
@@ -134,6 +188,7 @@ class Adam(FusedOptimizer):
         capturable, differentiable: True is a NotImplementedError.
         decoupled_weight_decay: decay the parameters themselves, as AdamW.
         max_grad_norm, skip_nonfinite: as in `SGD`.
+        state_bits, state_format, rounding, master, ema, zero_grad, seed: as in `SGD`.
 
     Raises:
         TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
@@ -153,6 +208,7 @@ class Adam(FusedOptimizer):
     _needed = ("step", "exp_avg", "exp_avg_sq")
     _array_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     _extra_keys = ("origin",)
+    _has_options = True
     _absent = {  # noqa: RUF012
         "amsgrad": False,
         "maximize": False,
@@ -180,8 +236,15 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_bits: int = 32,
+        state_format: str = "curvk",
+        rounding: str = "nearest",
+        master: str = "none",
+        ema: float | None = None,
+        zero_grad: bool = False,
+        seed: int = 0,
     ) -> None:
-        defaults = {
+        defaults: Group = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -194,12 +257,24 @@ class Adam(FusedOptimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
+        defaults |= chosen(
+            state_bits=state_bits,
+            state_format=state_format,
+            rounding=rounding,
+            master=master,
+            ema=ema,
+            zero_grad=zero_grad,
+            seed=seed,
+        )
         super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
 
     def _keys(self, group: Group) -> tuple[str | None, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq" if group["amsgrad"] else None)
 
-    def _marks(self, index: int, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
+    def _storage(self, group: Group, dtype: torch.dtype) -> Storage:
+        return storage_of("adam", self._keys(group), group, dtype)
+
+    def _marks(self, index: Any, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
         if states is not None and not (index in self._steps and self._steps[index].belong_to(states)):
             self._steps[index] = Steps(states)
         return self._steps[index].counts()
@@ -228,6 +303,7 @@ class AdamW(Adam):
         params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in `Adam`.
         weight_decay: >= 0; p <- (1 - lr weight_decay) p before the update.
         max_grad_norm, skip_nonfinite: as in `SGD`.
+        state_bits, state_format, rounding, master, ema, zero_grad, seed: as in `SGD`.
 
     Raises:
         TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
@@ -259,6 +335,13 @@ class AdamW(Adam):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_bits: int = 32,
+        state_format: str = "curvk",
+        rounding: str = "nearest",
+        master: str = "none",
+        ema: float | None = None,
+        zero_grad: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -275,6 +358,13 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            state_bits=state_bits,
+            state_format=state_format,
+            rounding=rounding,
+            master=master,
+            ema=ema,
+            zero_grad=zero_grad,
+            seed=seed,
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -296,6 +386,7 @@ class AdamZ(Adam):
         overshoot_factor, stagnation_factor, stagnation_threshold, patience, stagnation_period, min_lr, max_lr, guard:
             as in `curvk.optim.LossAdaptiveLR`, which also says what the rule does to steady and to noisy losses.
         max_grad_norm, skip_nonfinite: as in `SGD`.
+        state_bits, state_format, rounding, master, ema, zero_grad, seed: as in `SGD`.
 
     Raises:
         TypeError, ValueError, BufferError, NotImplementedError: an argument of the wrong kind or out of range.
@@ -334,6 +425,13 @@ class AdamZ(Adam):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_bits: int = 32,
+        state_format: str = "curvk",
+        rounding: str = "nearest",
+        master: str = "none",
+        ema: float | None = None,
+        zero_grad: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -349,6 +447,13 @@ class AdamZ(Adam):
             fused=fused,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            state_bits=state_bits,
+            state_format=state_format,
+            rounding=rounding,
+            master=master,
+            ema=ema,
+            zero_grad=zero_grad,
+            seed=seed,
         )
         self.loss_lr = LossAdaptiveLR(
             self,

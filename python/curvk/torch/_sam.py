@@ -32,6 +32,7 @@ from ..optim._sam import (
 )
 from ._base import FusedOptimizer, Group, number
 from ._probing import frozen_statistics
+from ._storage import OF_WEIGHTS
 
 _NAME = "curvk.torch.SAM"
 
@@ -306,9 +307,11 @@ class SAM(Phase, torch.optim.Optimizer):
         Raises:
             TypeError, ValueError, BufferError: a gradient that does not fit or a group's number out of range, by name;
                 nothing has been written.
-            RuntimeError: the weights are perturbed already.
+            RuntimeError: the weights are perturbed already, or within `averaged`.
         """
         self._need_idle("perturb_")
+        if self.base._averaging:
+            raise RuntimeError(f"{_NAME}.perturb_: the parameters hold their averages; leave averaged() first")
         self._refused = False
         if not self.active:
             return False
@@ -388,6 +391,7 @@ class SAM(Phase, torch.optim.Optimizer):
             raise
         if skip:
             self.restore_()
+            self.base._clear_grads()
             self._count(False, perturbed)
             return
         if self._saved is None:
@@ -404,6 +408,9 @@ class SAM(Phase, torch.optim.Optimizer):
             if self._resets():
                 before = dict(base.state)
                 base.state.clear()
+                # What belongs to the weights themselves, such as the lower halves of masters, is no state to drop.
+                kept = {p: {key: s[key] for key in OF_WEIGHTS if key in s} for p, s in before.items()}
+                base.state.update({p: s for p, s in kept.items() if s})
             base._extras = {"origin": saved}
             stepped = self._step_base(loss)
             self._restore(list(self._saved.keys() - (with_grad.keys() if stepped else ())))
@@ -478,6 +485,19 @@ class SAM(Phase, torch.optim.Optimizer):
                 self.base._bind(index, batches, {}, None, {})
         finally:
             self.base._release(len(batches))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The base's `averaged`.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+        """
+        self._need_idle("averaged")
+        return self.base.averaged()
+
+    def memory(self) -> dict[str, Any]:
+        """The base's `memory`; between steps SAM holds nothing of its own."""
+        return self.base.memory()
 
     def _need_idle(self, what: str) -> None:
         if self._saved is not None:

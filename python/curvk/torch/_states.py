@@ -6,9 +6,10 @@ must be told, or counted, for a thousand parameters is one call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,34 +17,51 @@ from torch.overrides import TorchFunctionMode
 
 from .._arrays import Column
 
+if TYPE_CHECKING:
+    from ._storage import Storage
+
 State = dict[str, Any]
+Wanted = tuple[Tensor, str, torch.dtype, tuple[int, ...], Tensor | None]
+"""A state to make: its parameter, key, dtype, shape, and its first value; None for zeros."""
+
+
+def number(x: Any) -> Any:
+    """A hyper-parameter or a loss as a Python number; both may be tensors of one element."""
+    if not isinstance(x, Tensor):
+        return x
+    if x.numel() != 1:
+        raise ValueError(f"got a tensor of shape {tuple(x.shape)}, needs a number or a tensor of one element")
+    return x.item()
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
 
 
-def new_states(wanted: list[tuple[Tensor, str, Tensor | None]]) -> list[Tensor]:
-    """A state for each parameter and key: zeros, or a copy of the value, laid out as the parameter.
+def new_states(wanted: list[Wanted]) -> list[Tensor]:
+    """The states: zeros, or a copy of the value; those of their parameter's shape are laid out as it is.
 
     States of one key and dtype are views of one buffer, so that they share its version counter; each starts a cache
     line.
     """
     sets: dict[tuple[str, torch.dtype], list[int]] = {}
-    for row, (p, key, _) in enumerate(wanted):
-        sets.setdefault((key, state_dtype(p)), []).append(row)
+    for row, (_, key, dtype, _, _) in enumerate(wanted):
+        sets.setdefault((key, dtype), []).append(row)
     states = [torch.Tensor()] * len(wanted)
     with torch.inference_mode(False), torch.no_grad():
         for (_, dtype), rows in sets.items():
             line = 64 // dtype.itemsize
             starts = [0]
             for row in rows:
-                starts.append(starts[-1] + -(-wanted[row][0].numel() // line) * line)
+                starts.append(starts[-1] + -(-math.prod(wanted[row][3]) // line) * line)
             buffer = torch.zeros(starts[-1], dtype=dtype)
             for row, start in zip(rows, starts, strict=False):
-                p, _, value = wanted[row]
-                strides = p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride()
-                states[row] = buffer.as_strided(p.shape, strides, start)
+                p, _, _, shape, value = wanted[row]
+                if shape != p.shape:
+                    strides: tuple[int, ...] = torch.empty(shape, device="meta").stride()
+                else:
+                    strides = p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride()
+                states[row] = buffer.as_strided(shape, strides, start)
                 if value is not None:
                     states[row].copy_(value)
     return states
@@ -106,19 +124,29 @@ class Found:
     """What a step found for a group whose parameters go to one kernel call, with the states as tuples.
 
     The binder does not read a tuple again that it has seen, and leaves its version counters to `bases`.
+
+    Args:
+        params: of one dtype.
+        storage: how they are kept.
+        columns: their states.
+        words: what the kernel takes as arrays of a number per parameter, besides.
     """
 
-    def __init__(self, params: list[Tensor], keys: tuple[str | None, ...], columns: list[Column]) -> None:
-        self.params, self.keys = params, keys
+    def __init__(self, params: list[Tensor], storage: Storage, columns: list[Column], words: list[Column]) -> None:
+        self.params, self.dtype, self.storage, self.words = params, params[0].dtype, storage, words
         self.columns = [None if c is None else tuple(c) for c in columns]
         self.turn = 0
         self.bases: list[Tensor] = []  # the tensors whose memory the states are, and where it starts
         self.starts: list[int] = []
         self.places: list[list[int]] = []  # where each state starts
 
-    def holds(self, params: list[Tensor], keys: tuple[str | None, ...]) -> bool:
-        """True if these are the parameters and keys, and the states' memory is where it was."""
-        if keys != self.keys or not _same(params, self.params):
+    def holds(self, params: list[Tensor], storage: Storage) -> bool:
+        """True if these are the parameters and they are kept so, and the states' memory is where it was."""
+        if (
+            (storage is not self.storage and storage != self.storage)
+            or params[0].dtype != self.dtype
+            or not _same(params, self.params)
+        ):
             return False
         if not self.places:  # only now, for a group that changes at every step never asks
             self.places = [[s.data_ptr() for s in c] for c in self.columns if c is not None]
@@ -132,7 +160,7 @@ class Found:
         n = -(-len(self.params) // 64)
         rows = slice(self.turn, self.turn + n)
         self.turn = self.turn + n if self.turn + n < len(self.params) else 0
-        present = [(k, c) for k, c in zip(self.keys, self.columns, strict=True) if c is not None]
+        present = [(k, c) for k, c in zip(self.storage.keys, self.columns, strict=True) if c is not None]
         for (key, column), places in zip(present, self.places, strict=True):
             for p, state, place in zip(self.params[rows], column[rows], places[rows], strict=True):
                 if state.data_ptr() != place:
