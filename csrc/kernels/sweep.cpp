@@ -119,11 +119,12 @@ int32_t for_tiles(const int64_t* sizes, int64_t count, const int64_t* tensor, co
 template <class Format, class State, class S = typename Format::S>
 inline void begin_tile(const Arrays<Format, State>& a, const Extra<S>& e, S inv_scale, S coupled_decay, S* __restrict param,
                        S* __restrict grad) {
-    prefetch_span(a.p, tile);
-    prefetch_span(a.g, tile);
-    load_params<Format>(a.origin ? a.origin : a.p, a.low, e.rounding, param);
     const auto* __restrict const g = a.g;
-    for (int64_t k = 0; k < tile; ++k) grad[k] = Format::load(g[k]) * inv_scale;
+    for (int64_t i = 0; i < tile; i += block) {  // prefetches come a few at a time: a tile's would wait for each other
+        prefetch_ahead(a.p + i, a.g + i);
+        for (int64_t k = i; k < i + block; ++k) grad[k] = Format::load(g[k]) * inv_scale;
+    }
+    load_params<Format>(a.origin ? a.origin : a.p, a.low, e.rounding, param);
     if (coupled_decay != 0)
         for (int64_t k = 0; k < tile; ++k) grad[k] = grad[k] + coupled_decay * param[k];
 }
@@ -175,7 +176,6 @@ inline void sgd_tile(const Arrays<Format, State>& a, const SgdScalars<S> s, cons
     S param[tile], grad[tile];
     begin_tile(a, e, s.inv_scale, s.coupled_decay, param, grad);
     const uint32_t* __restrict const words = noise.words[1] + first;
-    if (a.m) prefetch_span(a.m, tile);
     if constexpr (State::coded) {
         typename State::Raw raw[tile];
         typename State::Code codes[tile];
@@ -183,6 +183,7 @@ inline void sgd_tile(const Arrays<Format, State>& a, const SgdScalars<S> s, cons
         float by[groups];
         State::template unpack<true>(a.m, raw);
         for_groups([&](int64_t j) CURVK_INLINE {
+            prefetch_span(a.m + j * group, group);
             return [&, scale = a.m_scale[j * group / State::scaled]](int64_t k, int64_t) CURVK_INLINE {
                 buf[k] = momentum.mixed(State::template value<true>(raw[k], scale), grad[k]);
                 grad[k] = momentum.direction(buf[k], grad[k]);
@@ -197,6 +198,7 @@ inline void sgd_tile(const Arrays<Format, State>& a, const SgdScalars<S> s, cons
         State::pack(codes, a.m, a.m_scale);
     } else if (auto* __restrict const m = a.m) {
         for_groups([&](int64_t j) CURVK_INLINE {
+            prefetch_span(m + j * group, group);
             return [&, word = words[j]](int64_t k, int64_t l) CURVK_INLINE {
                 const S mixed = momentum.mixed(State::load(m[k]), grad[k]);
                 m[k] = State::store(mixed, spread(word, l));
@@ -219,8 +221,6 @@ template <class Format, class State, class S = typename Format::S>
 inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, const Extra<S>& e, const Noise& noise,
                       int64_t first) {
     S param[tile], grad[tile];
-    prefetch_span(a.m, tile);
-    prefetch_span(a.v, tile);
     begin_tile(a, e, s.inv_scale, s.coupled_decay, param, grad);
     const uint32_t *__restrict const m_words = noise.words[1] + first, *__restrict const v_words = noise.words[2] + first;
     if constexpr (State::coded) {
@@ -232,6 +232,7 @@ inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, co
         State::template unpack<false>(a.v, v_raw);
         for_groups([&](int64_t j) CURVK_INLINE {
             const int64_t place = j * group / State::scaled;
+            prefetch_span(a.m + j * group, group), prefetch_span(a.v + j * group, group);
             return [&, m_scale = a.m_scale[place], v_scale = a.v_scale[place]](int64_t k, int64_t) CURVK_INLINE {
                 m[k] = s.beta1 * State::template value<true>(m_raw[k], m_scale) + s.gain1 * grad[k];
                 v[k] = s.beta2 * State::template value<false>(v_raw[k], v_scale) + s.gain2 * (grad[k] * grad[k]);
@@ -256,6 +257,7 @@ inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, co
         S* __restrict const max_v = a.max_v;
         const auto step = [&](auto amsgrad) CURVK_INLINE {
             for_groups([&](int64_t j) CURVK_INLINE {
+                prefetch_span(m + j * group, group), prefetch_span(v + j * group, group);
                 return [&, m_word = m_words[j], v_word = v_words[j]](int64_t k, int64_t l) CURVK_INLINE {
                     const S one = s.beta1 * State::load(m[k]) + s.gain1 * grad[k];
                     S two = s.beta2 * State::load(v[k]) + s.gain2 * (grad[k] * grad[k]);
@@ -315,8 +317,9 @@ int32_t sgd_list(int32_t place, States<State> m, Scales m_scale, Params<Format> 
     const Momentum<S> direction{s.momentum, s.damped, first != 0, nesterov != 0};
     const auto e = extra_of<S>(EXTRAS);
     const auto row = [=](int64_t r) {
-        return Arrays<Format, State>{p[r],    g[r],    in_row(m, r),   in_row(m_scale, r), nullptr,          nullptr,
-                                     nullptr, in_row(low, r), in_row(ema, r), in_row(shadow, r), in_row(origin, r)};
+        return Arrays<Format, State>{
+            p[r], g[r], in_row(m, r), in_row(m_scale, r), nullptr, nullptr, nullptr, in_row(low, r), in_row(ema, r),
+            in_row(shadow, r), in_row(origin, r)};
     };
     return for_tiles<State>(sizes, count, tensor, offset, e, row, [=](const auto& a, const Noise& noise, int64_t at) {
         sgd_tile(a, s, direction, e, noise, at);
@@ -332,8 +335,9 @@ int32_t adam_list(int32_t place, States<State> m, Scales m_scale, States<State> 
     const auto s = adam_scalars<S>(step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale);
     const auto e = extra_of<S>(EXTRAS);
     const auto row = [=](int64_t r) {
-        return Arrays<Format, State>{p[r],           g[r],           m[r],           in_row(m_scale, r), v[r], in_row(v_scale, r),
-                                     in_row(max_v, r), in_row(low, r), in_row(ema, r), in_row(shadow, r),  in_row(origin, r)};
+        return Arrays<Format, State>{
+            p[r], g[r], m[r], in_row(m_scale, r), v[r], in_row(v_scale, r), in_row(max_v, r), in_row(low, r), in_row(ema, r),
+            in_row(shadow, r), in_row(origin, r)};
     };
     return for_tiles<State>(sizes, count, tensor, offset, e, row, [=](const auto& a, const Noise& noise, int64_t at) {
         adam_tile(a, s, e, noise, at);
@@ -408,8 +412,33 @@ int32_t dequantize_list(float* const* x, const uint8_t* const* codes, const floa
 #define SGD COMMON, lr, momentum, dampening, weight_decay, nesterov, decoupled, maximize, first, grad_scale, EXTRAS
 #define ADAM COMMON, step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize, grad_scale, EXTRAS
 
-#define SWEEP(FMT, T, S, Format)                                                                                          int32_t curvk_sgd_sweep_list_##FMT(CURVK_SGD_SWEEP_LIST(T, S)) {                                                          return sgd_list<Whole<S>, Format>(21, buf, nullptr, p, g, SGD);                                                   }                                                                                                                     int32_t curvk_adam_sweep_list_##FMT(CURVK_ADAM_SWEEP_LIST(T, S)) {                                                        return adam_list<Whole<S>, Format>(23, m, nullptr, v, nullptr, max_v, p, g, ADAM);                                }
-#define SWEEP_SHORT(FMT, T, S, Format)                                                                                    SWEEP(FMT, T, S, Format)                                                                                              int32_t curvk_sgd_sweep16_list_##FMT(CURVK_SGD_SWEEP16_LIST(T, S)) {                                                      return sgd_list<Short, Format>(21, buf, nullptr, p, g, SGD);                                                      }                                                                                                                     int32_t curvk_sgd_sweep8_list_##FMT(CURVK_SGD_SWEEP8_LIST(T, S)) {                                                        return sgd_list<Coded, Format>(22, buf, buf_scale, p, g, SGD);                                                    }                                                                                                                     int32_t curvk_sgd_sweep8b_list_##FMT(CURVK_SGD_SWEEP8B_LIST(T, S)) {                                                      return sgd_list<Mapped, Format>(22, buf, buf_scale, p, g, SGD);                                                   }                                                                                                                     int32_t curvk_adam_sweep16_list_##FMT(CURVK_ADAM_SWEEP16_LIST(T, S)) {                                                    return adam_list<Short, Format>(22, m, nullptr, v, nullptr, nullptr, p, g, ADAM);                                 }                                                                                                                     int32_t curvk_adam_sweep8_list_##FMT(CURVK_ADAM_SWEEP8_LIST(T, S)) {                                                      return adam_list<Coded, Format>(24, m, m_scale, v, v_scale, nullptr, p, g, ADAM);                                 }                                                                                                                     int32_t curvk_adam_sweep8b_list_##FMT(CURVK_ADAM_SWEEP8B_LIST(T, S)) {                                                    return adam_list<Mapped, Format>(24, m, m_scale, v, v_scale, nullptr, p, g, ADAM);                                }
+#define SWEEP(FMT, T, S, Format)                                                                                      \
+    int32_t curvk_sgd_sweep_list_##FMT(CURVK_SGD_SWEEP_LIST(T, S)) {                                                  \
+        return sgd_list<Whole<S>, Format>(21, buf, nullptr, p, g, SGD);                                               \
+    }                                                                                                                 \
+    int32_t curvk_adam_sweep_list_##FMT(CURVK_ADAM_SWEEP_LIST(T, S)) {                                                \
+        return adam_list<Whole<S>, Format>(23, m, nullptr, v, nullptr, max_v, p, g, ADAM);                            \
+    }
+#define SWEEP_SHORT(FMT, T, S, Format)                                                                                \
+    SWEEP(FMT, T, S, Format)                                                                                          \
+    int32_t curvk_sgd_sweep16_list_##FMT(CURVK_SGD_SWEEP16_LIST(T, S)) {                                              \
+        return sgd_list<Short, Format>(21, buf, nullptr, p, g, SGD);                                                  \
+    }                                                                                                                 \
+    int32_t curvk_sgd_sweep8_list_##FMT(CURVK_SGD_SWEEP8_LIST(T, S)) {                                                \
+        return sgd_list<Coded, Format>(22, buf, buf_scale, p, g, SGD);                                                \
+    }                                                                                                                 \
+    int32_t curvk_sgd_sweep8b_list_##FMT(CURVK_SGD_SWEEP8B_LIST(T, S)) {                                              \
+        return sgd_list<Mapped, Format>(22, buf, buf_scale, p, g, SGD);                                               \
+    }                                                                                                                 \
+    int32_t curvk_adam_sweep16_list_##FMT(CURVK_ADAM_SWEEP16_LIST(T, S)) {                                            \
+        return adam_list<Short, Format>(22, m, nullptr, v, nullptr, nullptr, p, g, ADAM);                             \
+    }                                                                                                                 \
+    int32_t curvk_adam_sweep8_list_##FMT(CURVK_ADAM_SWEEP8_LIST(T, S)) {                                              \
+        return adam_list<Coded, Format>(24, m, m_scale, v, v_scale, nullptr, p, g, ADAM);                             \
+    }                                                                                                                 \
+    int32_t curvk_adam_sweep8b_list_##FMT(CURVK_ADAM_SWEEP8B_LIST(T, S)) {                                            \
+        return adam_list<Mapped, Format>(24, m, m_scale, v, v_scale, nullptr, p, g, ADAM);                            \
+    }
 SWEEP(f64, double, double, F64)
 SWEEP_SHORT(f32, float, float, F32)
 SWEEP_SHORT(bf16, uint16_t, float, BF16)
