@@ -40,7 +40,7 @@ _SUFFIX = {"curvk": "8", "bitsandbytes": "8b"}
 class Codes(NamedTuple):
     """An array of floats in 8 bits an element.
 
-    Attributes:
+    Args:
         codes: uint8, of the array's shape.
         scales: float32, one for each group in C order: ceil(n / 32) or, for bitsandbytes, ceil(n / 256).
         format: "curvk" or "bitsandbytes".
