@@ -223,8 +223,9 @@ struct DynamicMap {
             cells = above ? rate[d] : cells;
             many = above ? count(d) : many;
         }
-        const int32_t cell = int32_t((x - low) * cells);  // towards 0, so that one just below the decade is its first
-        const int32_t within = many - (is_signed ? 0 : 1) + (cell < many ? cell : many - 1);
+        // Towards 0, so that one just below the decade is its first; a NaN, which no integer stands for, is the last.
+        const float cell = (x - low) * cells, last = float(many - 1);
+        const int32_t within = many - (is_signed ? 0 : 1) + int32_t(cell < last ? cell : last);
         const int32_t found = x >= edge[0] ? within : 0;
         return x >= edge[7] && !negative ? 255 - (is_signed ? 127 : 0) : found;
     }
