@@ -123,3 +123,13 @@ def test_model_shapes() -> None:
     counts = {name: (len(shapes()), sum(int(np.prod(s)) for s in shapes())) for name, shapes in MODELS.items()}
     assert counts["resnet50"] == (161, 25_557_032)
     assert counts["gpt2-small"] == (148, 124_439_808)
+
+
+@pytest.mark.parametrize("op", cases())
+def test_answers_are_checked_before_the_clock(op: str) -> None:
+    """Of every kernel, also of those whose result is a number."""
+    case = cases()[op]
+    options = next(iter(case.variants.values()))
+    n = 100 if op == "loss_window" else 1023
+    for fmt in case.formats:
+        runner.check(case, options, fmt, case.make(n, fmt, np.random.default_rng(n), options))

@@ -137,8 +137,10 @@ class Case:
 
     def cut(self, name: str, x: Array, part: slice) -> Array:
         """What an array, or another output, has for a part of the elements, which begins where a part may."""
+        if part == slice(None):
+            return x  # which may be a number
         per = self.per.get(name, 1)
-        return x[part] if per == 1 or part == slice(None) else x[part.start // per : -(-part.stop // per)]
+        return x[part] if per == 1 else x[part.start // per : -(-part.stop // per)]
 
     @property
     def written(self) -> tuple[str, ...]:
