@@ -361,7 +361,7 @@ _TIMED = ("p kahan", "p split16", "p nearest, average", "p nearest, bf16 copy", 
 """What "everything" covers."""
 
 _HEADLINE = (1_000_000, 10_000_000, 100_000_000)
-_FEW = (1_000_000, 10_000_000)
+_FEW = (10_000_000,)  # beyond what a quick run measures
 
 
 def _rows(name: str, kind: str) -> tuple[Row, ...]:
