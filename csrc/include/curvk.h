@@ -37,6 +37,7 @@ CURVK_API int32_t curvk_openmp(void);                        /* OpenMP's version
 CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked child, where kernels run on one thread */
 
 #include "curvk/curvature.h"
+#include "curvk/gram.h"
 #include "curvk/half.h"
 #include "curvk/noise.h"
 #include "curvk/optim.h"

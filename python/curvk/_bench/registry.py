@@ -78,6 +78,7 @@ class Case:
         first: the options of a first step, whose states are zeros; for contenders that begin there.
         rows: what the benchmark times; none for a kernel whose cost is not per element.
         special: whether every array may hold NaN, infinities, denormals and huge numbers.
+        bits_vary: why levels and backends agree within the error class only, not to the bit; empty where they agree.
         granularity: elements at whose multiples a part may begin, where a part of the arrays gives one of the results.
     """
 
@@ -97,6 +98,7 @@ class Case:
     rows: tuple[Row, ...] = ()
     special: bool = True
     granularity: int = 1
+    bits_vary: str = ""
     timed: frozenset[str] = frozenset()
 
     @property

@@ -1,0 +1,604 @@
+"""Gram products: K(X, Z) @ W for kernel functions, without the matrix K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, numpy_view, overlaps_itself
+from .._backend import call
+from .._errors import message
+from . import noise
+
+__all__ = [
+    "KERNELS",
+    "Centers",
+    "block",
+    "diagonal",
+    "distances",
+    "matvec",
+    "median_distance",
+    "rmatvec",
+    "row_sums",
+]
+
+KERNELS = (
+    "gaussian",
+    "laplacian",
+    "matern32",
+    "matern52",
+    "rational_quadratic",
+    "imq",
+    "exponent",
+    "polynomial",
+    "linear",
+)
+"""The kernel functions' names; `matvec` gives their formulas."""
+
+Matrix = np.ndarray[Any, Any]
+Progress = Callable[[int, int], object]
+
+_NUMBERS = {"linear": 0, "polynomial": 1, "gaussian": 2, "laplacian": 3, "matern32": 4, "matern52": 5}
+_NUMBERS |= {"rational_quadratic": 6, "imq": 7, "exponent": 8, "squared distance": 9, "distance": 10}
+_DIFFERENCES_UP_TO = 12  # gram.h: up to this d centers are packed as they are
+_SLICE_FLOPS = 1.5e9  # of one call: some 50 ms at the least, so that Ctrl-C and progress wait no longer
+_SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A kernel function as curvk/gram.h numbers and scales it."""
+
+    number: int
+    scale: float = 0.0
+    shape: float = 0.0
+    degree: int = 0
+
+    @property
+    def of_distance(self) -> bool:
+        return self.number >= 2
+
+
+def _real(op: str, name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", "a real number"))
+
+
+def _integer(op: str, name: str, value: Any, least: int, other: str = "") -> int:
+    needed = f"an integer of {least} or more{other}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", needed))
+    if value.__index__() < least:
+        raise ValueError(message(op, name, f"{value}", needed))
+    return int(value.__index__())
+
+
+def _positive(op: str, name: str, value: Any) -> float:
+    number = _real(op, name, value)
+    if not 0 < number < math.inf:
+        remedy = "median_distance(X) is a usual choice" if name == "bandwidth" else ""
+        raise ValueError(message(op, name, f"{value}", "a number in (0, inf)", remedy))
+    return number
+
+
+def _function(
+    op: str,
+    kernel: str = "gaussian",
+    bandwidth: float | None = None,
+    alpha: float = 1.0,
+    gamma: float = 1.0,
+    coef0: float = 1.0,
+    degree: int = 3,
+) -> _Function:
+    if not isinstance(kernel, str) or kernel not in KERNELS:
+        raise ValueError(message(op, "kernel", repr(kernel), f"one of {', '.join(KERNELS)}"))
+    number = _NUMBERS[kernel]
+    if kernel == "linear":
+        return _Function(number)
+    if kernel == "polynomial":
+        shift = _real(op, "coef0", coef0)
+        if not math.isfinite(shift):
+            raise ValueError(message(op, "coef0", f"{coef0}", "a finite number"))
+        return _Function(number, _positive(op, "gamma", gamma), shift, _integer(op, "degree", degree, 0))
+    if bandwidth is None:
+        remedy = "median_distance(X) is a usual choice"
+        raise TypeError(message(op, "bandwidth", "None", f"a number for the {kernel} kernel", remedy))
+    h = _positive(op, "bandwidth", bandwidth)
+    square = h * h
+    if not 0 < square < math.inf:
+        raise ValueError(message(op, "bandwidth", f"{bandwidth}", "a number whose square a double holds"))
+    if kernel == "rational_quadratic":
+        a = _positive(op, "alpha", alpha)
+        return _Function(number, 1 / (2 * a * square), a)
+    if kernel == "exponent":
+        return _Function(number, 1 / h, _positive(op, "gamma", gamma) / 2)
+    scale = {
+        "gaussian": 0.5 / square,
+        "laplacian": 1 / h,
+        "matern32": math.sqrt(3) / h,
+        "matern52": math.sqrt(5) / h,
+        "imq": 1 / square,
+    }
+    return _Function(number, scale[kernel])
+
+
+# ---- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(op: str, name: str, x: Array) -> Matrix:
+    """A matrix that is only read: two axes, float32 or float64, C-contiguous (a copy where it is not)."""
+    view = numpy_view(x, op, name)
+    if view.dtype not in (np.float32, np.float64):
+        raise TypeError(message(op, name, str(view.dtype), "float32 or float64", f"use {name}.astype(np.float32)"))
+    if view.ndim != 2 or view.shape[1] == 0:
+        raise ValueError(message(op, name, f"shape {view.shape}", "two axes: rows, and one feature or more"))
+    return np.ascontiguousarray(view)
+
+
+def _like(op: str, name: str, x: Array, reference: Matrix, like: str) -> Matrix:
+    view = numpy_view(x, op, name)
+    dtype = reference.dtype
+    if view.dtype != dtype:
+        raise TypeError(message(op, name, str(view.dtype), f"{dtype} like '{like}'", f"use {name}.astype(np.{dtype})"))
+    return view
+
+
+def _result(op: str, name: str, x: Array, shape: tuple[int, ...], read: dict[str, Matrix]) -> Matrix:
+    """An array that is written: this shape, the dtype of the first of `read`, C-contiguous, apart from all of them."""
+    like, reference = next(iter(read.items()))
+    view = _like(op, name, x, reference, like)
+    if view.shape != shape:
+        raise ValueError(message(op, name, f"shape {view.shape}", f"shape {shape}"))
+    if not view.flags.writeable:
+        raise BufferError(message(op, name, "a read-only array", "a writable one", f"use {name}.copy()"))
+    if not view.flags.c_contiguous or (view.size and overlaps_itself(view)):
+        found = f"strides {view.strides}"
+        raise ValueError(message(op, name, found, "a C-contiguous array", f"use np.empty({shape}, np.{view.dtype})"))
+    for other, y in read.items():
+        if np.may_share_memory(view, y):
+            raise ValueError(message(op, name, f"memory shared with '{other}'", "memory of its own"))
+    return view
+
+
+def _aligned(n: int, dtype: np.dtype[Any]) -> Matrix:
+    """Memory for n elements that starts at a cache line."""
+    memory = np.empty(n * dtype.itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + n * dtype.itemsize].view(dtype)
+
+
+class _Packed:
+    """Centers in the layout of curvk/gram.h."""
+
+    def __init__(self, z: Matrix, centred: bool) -> None:
+        m, d = z.shape
+        padded = -(-m * z.itemsize // 128) * 128 // z.itemsize
+        self.panels, self.norms, self.center = (_aligned(n, z.dtype) for n in (padded * d, padded, d))
+        call("gram_pack", (z.reshape(-1), self.panels, self.norms, self.center), (m, d, int(centred)))
+
+
+class Centers:
+    """Rows Z, packed for use in many products.
+
+    Args:
+        Z: (m, d), float32 or float64, any strides. Packing copies it (m d elements) and, where distances come of norms
+            (d > 12), takes the rows' mean as origin. Later changes to the array are not seen.
+
+    Attributes:
+        array: the rows, C-contiguous.
+        shape, dtype: those of the rows.
+
+    Raises:
+        TypeError, ValueError: another dtype or number of axes.
+
+    >>> import numpy as np
+    >>> Z = Centers(np.eye(3))
+    >>> matvec(np.zeros((1, 3)), Z, np.ones(3), bandwidth=1.0)
+    array([1.81959198])
+    """
+
+    def __init__(self, Z: Array) -> None:
+        self.array = _rows("Centers", "Z", Z)
+        self._packed: dict[bool, _Packed] = {}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, d = self.array.shape
+        return m, d
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        return f"Centers({self.shape[0]} rows of {self.shape[1]}, {self.dtype})"
+
+    def _pack(self, function: _Function) -> _Packed:
+        centred = function.of_distance and self.shape[1] > _DIFFERENCES_UP_TO
+        if centred not in self._packed:
+            self._packed[centred] = _Packed(self.array, centred)
+        return self._packed[centred]
+
+
+def _centers(op: str, name: str, Z: Array | Centers, x: Matrix, like: str) -> Centers:
+    centers = Z if isinstance(Z, Centers) else Centers(_rows(op, name, Z))
+    if centers.dtype != x.dtype:
+        raise TypeError(
+            message(op, name, str(centers.dtype), f"{x.dtype} like '{like}'", f"use {name}.astype(np.{x.dtype})")
+        )
+    if centers.shape[1] != x.shape[1]:
+        raise ValueError(message(op, name, f"shape {centers.shape}", f"{x.shape[1]} columns like '{like}'"))
+    return centers
+
+
+def _run(
+    op: str,
+    x: Matrix,
+    centers: Centers,
+    w: Matrix | None,
+    out: Matrix | None,
+    keep: Matrix | None,
+    function: _Function,
+    accumulate: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """The kernel in slices of rows; a row's bits do not depend on its slice."""
+    (n, d), m = x.shape, len(centers)
+    c = 0 if w is None else w.shape[1]
+    if progress is not None and not callable(progress):
+        raise TypeError(message(op, "progress", f"{progress!r}", "a function of (rows done, rows), or None"))
+    packed = centers._pack(function)
+    per_row = max(m, 1) * (2 * d + 2 * c + 40)
+    step = max(_SLICE_ROWS, int(_SLICE_FLOPS / per_row) // _SLICE_ROWS * _SLICE_ROWS)
+    scalars = (m, d, c, function.number, function.scale, function.shape, function.degree, int(accumulate))
+    for i in range(0, n, step):
+        part = slice(i, min(i + step, n))
+        written = (None if a is None else a[part].reshape(-1) for a in (out, keep))
+        call(
+            "gram_matvec",
+            (
+                x[part].reshape(-1),
+                packed.panels,
+                packed.norms,
+                packed.center,
+                w if w is None else w.reshape(-1),
+                *written,
+            ),
+            (part.stop - i, *scalars),
+        )
+        if progress is not None:
+            progress(part.stop, n)
+
+
+# ---- products -------------------------------------------------------------------------------------------------------
+
+
+def matvec(
+    X: Array,
+    Z: Array | Centers,
+    W: Array,
+    *,
+    out: Array = None,
+    accumulate: bool = False,
+    keep: Array = None,
+    progress: Progress | None = None,
+    **kernel: Any,
+) -> Any:
+    """K(X, Z) @ W, entry by entry and never stored.
+
+    Args:
+        X: (n, d), float32 or float64, any strides.
+        Z: (m, d) of X's dtype, or `Centers` made of it once.
+        W: (m, c) or (m,) of X's dtype.
+        out: (n, c) or (n,), C-contiguous, to write to; a fresh array by default.
+        accumulate: adds to `out`, which must then be given.
+        keep: (n, m), C-contiguous, takes K(X, Z) too: a training step that has the residual G of the product then forms
+            keep.T @ G of a block of rows without computing K again.
+        progress: called as progress(rows done, n) after each slice of rows. Slices take some 50 ms, and Ctrl-C is heard
+            between them; the rows done are then written, the others not.
+        kernel: "gaussian" (default), and its parameters, with q the squared distance of x and z, h = bandwidth:
+
+            - gaussian exp(-q / (2 h^2)), laplacian exp(-sqrt(q) / h);
+            - matern32 (1 + r) exp(-r), r = sqrt(3 q) / h; matern52 (1 + r + r^2 / 3) exp(-r), r = sqrt(5 q) / h;
+            - rational_quadratic (1 + q / (2 alpha h^2))^-alpha, imq (1 + q / h^2)^(-1/2);
+            - exponent exp(-q^(gamma / 2) / h), for 0 < gamma <= 2;
+            - polynomial (gamma x.z + coef0)^degree, linear x.z.
+
+    Returns:
+        `out`.
+
+    Raises:
+        TypeError, ValueError, BufferError: a wrong dtype, shape or kernel parameter, with nothing written; all kernels
+            but the last two need `bandwidth`.
+
+    Memory beside the arguments: O(m (c + d) + n). Distances are exact to rounding up to d = 12; above, by norms of
+    centred rows, and anew by differences where that would cancel, so that k(x, x) is exact. curvk/gram.h states the
+    bounds; about 1e-6 relative to sum abs(K W) in float32. A NaN in a row of X stays in its row. The bits are the same
+    for every thread count, and those of a row whatever the others are; levels and backends differ within the bounds.
+
+    >>> import numpy as np
+    >>> X, Z = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
+    >>> matvec(X, Z, np.array([1.0, 1.0]), kernel="laplacian", bandwidth=1.0)
+    array([1.13533528, 0.73575888])
+    """
+    return _product("matvec", ("X", "Z", "W"), (X, Z, W), out, accumulate, keep, progress, kernel)
+
+
+def _product(
+    op: str,
+    names: tuple[str, str, str],
+    arrays: tuple[Any, Any, Any],
+    out: Array,
+    accumulate: bool,
+    keep: Array,
+    progress: Progress | None,
+    kernel: dict[str, Any],
+) -> Any:
+    """K(rows, centers) @ weights under the names that the caller gave them."""
+    x = _rows(op, names[0], arrays[0])
+    centers = _centers(op, names[1], arrays[1], x, names[0])
+    w = _like(op, names[2], arrays[2], x, names[0])
+    if w.ndim not in (1, 2) or len(w) != len(centers):
+        needed = f"shape ({len(centers)},) or ({len(centers)}, c), a row for each in '{names[1]}'"
+        raise ValueError(message(op, names[2], f"shape {w.shape}", needed))
+    function = _function(op, **kernel)
+    read = dict(zip(names, (x, centers.array, w), strict=True))
+    shape = (len(x), *w.shape[1:])
+    if out is None:
+        if accumulate:
+            raise ValueError(message(op, "out", "None", "the array to add to", "leave accumulate=False"))
+        out = result = np.empty(shape, x.dtype)
+    else:
+        result = _result(op, "out", out, shape, read)
+    kept = None if keep is None else _result(op, "keep", keep, (len(x), len(centers)), read | {"out": result})
+    w = np.ascontiguousarray(w if w.ndim == 2 else w[:, None])
+    _run(op, x, centers, w, result.reshape(len(x), w.shape[1]), kept, function, bool(accumulate), progress)
+    return out
+
+
+def rmatvec(
+    X: Array,
+    Z: Array | Centers,
+    G: Array,
+    *,
+    out: Array = None,
+    accumulate: bool = False,
+    progress: Progress | None = None,
+    **kernel: Any,
+) -> Any:
+    """K(X, Z).T @ G: the transposed product, its entries computed anew.
+
+    Args:
+        X, Z: as in `matvec`; X may be `Centers` too, which saves packing it.
+        G: (n, c) or (n,).
+        out, accumulate, progress, kernel: as in `matvec`; out is (m, c) or (m,).
+
+    Returns:
+        `out`.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `matvec`, which this is with X and Z exchanged, as kernels are symmetric.
+
+    >>> import numpy as np
+    >>> rmatvec(np.eye(2), np.zeros((1, 2)), np.ones(2), bandwidth=1.0)
+    array([1.21306132])
+    """
+    x = X if isinstance(X, Centers) else Centers(_rows("rmatvec", "X", X))
+    z = _centers("rmatvec", "Z", Z, x.array, "X").array
+    return _product("rmatvec", ("Z", "X", "G"), (z, x, G), out, accumulate, None, progress, kernel)
+
+
+def row_sums(
+    X: Array, Z: Array | Centers, *, out: Array = None, progress: Progress | None = None, **kernel: Any
+) -> Any:
+    """The sums over Z of k(x, z), shape (n,): `matvec` with W = 1.
+
+    Args:
+        X, Z, out, progress, kernel: as in `matvec`.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `matvec`.
+
+    >>> import numpy as np
+    >>> row_sums(np.zeros((1, 2)), np.eye(2), bandwidth=1.0)
+    array([1.21306132])
+    """
+    x = _rows("row_sums", "X", X)
+    centers = _centers("row_sums", "Z", Z, x, "X")
+    ones = np.ones(len(centers), x.dtype)
+    return _product("row_sums", ("X", "Z", "W"), (x, centers, ones), out, False, None, progress, kernel)
+
+
+def block(X: Array, Z: Array | Centers, *, out: Array = None, progress: Progress | None = None, **kernel: Any) -> Any:
+    """K(X, Z) itself, shape (n, m).
+
+    Args:
+        X, Z, out, progress, kernel: as in `matvec`.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `matvec`.
+
+    An entry's bits depend on its two rows alone up to d = 12, and beyond that on the mean of Z as well; K(X, X) is
+    symmetric to the bit.
+
+    >>> import numpy as np
+    >>> block(np.array([[0.0], [1.0]]), np.array([[0.0]]), kernel="imq", bandwidth=1.0)
+    array([[1.        ],
+           [0.70710678]])
+    """
+    return _block("block", X, Z, out, _function("block", **kernel), progress)
+
+
+def distances(X: Array, Z: Array | Centers, *, squared: bool = False, out: Array = None) -> Any:
+    """Euclidean distances of the rows, shape (n, m), with the accuracy that `matvec` states.
+
+    Args:
+        X, Z, out: as in `matvec`.
+        squared: gives their squares.
+
+    Raises:
+        TypeError, ValueError, BufferError: as `matvec`.
+
+    >>> import numpy as np
+    >>> distances(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]]))
+    array([[5.]])
+    """
+    name = "squared distance" if squared else "distance"
+    return _block("distances", X, Z, out, _Function(_NUMBERS[name]))
+
+
+def _block(
+    op: str, X: Array, Z: Array | Centers, out: Array, function: _Function, progress: Progress | None = None
+) -> Any:
+    x = _rows(op, "X", X)
+    centers = _centers(op, "Z", Z, x, "X")
+    shape = (len(x), len(centers))
+    if out is None:
+        out = result = np.empty(shape, x.dtype)
+    else:
+        result = _result(op, "out", out, shape, {"X": x, "Z": centers.array})
+    _run(op, x, centers, None, None, result, function, progress=progress)
+    return out
+
+
+def diagonal(X: Array, **kernel: Any) -> Any:
+    """k(x, x) for each row, shape (n,): 1 where the kernel is one of distances.
+
+    Args:
+        X, kernel: as in `matvec`.
+
+    Raises:
+        TypeError, ValueError: as `matvec`.
+
+    >>> import numpy as np
+    >>> diagonal(np.array([[1.0, 2.0]]), kernel="linear")
+    array([5.])
+    """
+    x = _rows("diagonal", "X", X)
+    function = _function("diagonal", **kernel)
+    if function.of_distance:
+        return np.where(np.isfinite(x).all(axis=1), x.dtype.type(1), x.dtype.type(np.nan))
+    s = np.einsum("nd,nd->n", x, x)
+    return s if function.number == 0 else (function.scale * s + function.shape).astype(x.dtype) ** function.degree
+
+
+# ---- bandwidth ------------------------------------------------------------------------------------------------------
+
+_SAMPLE = 4096  # pairs at least, and four for each row: they bracket the median
+_SPREAD = 4.0  # standard deviations of a sample's rank to either side
+
+
+def _random_pairs(n: int, pairs: int, seed: int) -> tuple[Matrix, Matrix]:
+    """Indices i < j, uniform over pairs, from the noise stream."""
+    u = np.empty((2, pairs))
+    noise.fill(u, seed=seed, tensor=noise.tensor_word("median_distance", "sampling"), dist="uniform")
+    first = (u[0] * n).astype(np.int64)
+    second = (u[1] * (n - 1)).astype(np.int64)
+    second += second >= first
+    return first, second
+
+
+def _pair_squares(x: Matrix, first: Matrix, second: Matrix) -> Matrix:
+    e = x[first] - x[second]
+    squares: Matrix = np.einsum("nd,nd->n", e, e)
+    return squares
+
+
+def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> float:
+    """The median of the distances between different rows: the usual bandwidth.
+
+    Args:
+        X: (n, d), n >= 2, finite, float32 or float64.
+        pairs: takes the median of so many random pairs, from the noise stream; None (default) that of all of them, in
+            O(n^2 d) time and memory for the few that come close (n^1.5 / 2).
+        seed: of the random pairs, in [0, 2^64).
+
+    Returns:
+        The median; with an even number of pairs the mean of the two in the middle, as numpy.median.
+
+    Raises:
+        TypeError, ValueError: as `matvec`; fewer than two rows, or rows that are not finite.
+
+    >>> import numpy as np
+    >>> median_distance(np.array([[0.0], [1.0], [3.0]]))
+    2.0
+    """
+    op = "median_distance"
+    x = _rows(op, "X", X)
+    n = len(x)
+    if n < 2:
+        raise ValueError(message(op, "X", f"{n} rows", "two or more"))
+    if not np.isfinite(x).all():
+        raise ValueError(
+            message(op, "X", "rows that are not finite", "finite rows", "use X[np.isfinite(X).all(axis=1)]")
+        )
+    if not 0 <= _integer(op, "seed", seed, 0) < 2**64:
+        raise ValueError(message(op, "seed", f"{seed}", "an integer in [0, 2^64)"))
+    if pairs is not None:
+        count = _integer(op, "pairs", pairs, 1, ", or None")
+        return float(np.sqrt(np.median(_pair_squares(x, *_random_pairs(n, count, seed)))))
+    total = n * (n - 1) // 2
+    low, high = _order_statistics(x, (total - 1) // 2, total // 2, seed)
+    return 0.5 * (math.sqrt(low) + math.sqrt(high))
+
+
+def _order_statistics(x: Matrix, first: int, last: int, seed: int) -> tuple[float, float]:
+    """The squared distances of ranks first and last among all pairs, counted from 0."""
+    n, total = len(x), len(x) * (len(x) - 1) // 2
+    if total <= _SAMPLE:
+        q = np.sort(distances(x, x, squared=True)[np.triu_indices(n, 1)])
+        return float(q[first]), float(q[last])
+    sample = np.sort(_pair_squares(x, *_random_pairs(n, max(_SAMPLE, 4 * n), seed)))
+    centers, spread = Centers(x), _SPREAD
+    while True:
+        margin = spread * math.sqrt(sample.size) / 2
+        ranks = math.floor(first / total * sample.size - margin), math.ceil(last / total * sample.size + margin)
+        low = float(sample[ranks[0]]) if ranks[0] >= 0 else -1.0
+        high = float(sample[ranks[1]]) if ranks[1] < sample.size else float(np.finfo(x.dtype).max)
+        counts, inside = _between(x, centers, low, high)
+        below, to_low, under, to_high = counts
+        if below <= first and last < to_high:
+            wanted = [k - to_low for k in (first, last) if to_low <= k < under]
+            values = np.partition(inside, wanted) if wanted else inside
+            a, b = (low if k < to_low else high if k >= under else float(values[k - to_low]) for k in (first, last))
+            return a, b
+        spread *= 4  # the sample was unlikely, or its rounding differs at a tie
+
+
+def _between(x: Matrix, centers: Centers, low: float, high: float) -> tuple[tuple[int, ...], Matrix]:
+    """How many pairs are below, up to, under and up to the bounds; the squares strictly between them."""
+    n, d = x.shape
+    packed = centers._pack(_Function(_NUMBERS["squared distance"]))
+    totals, inside = np.zeros(4, np.int64), []
+    step = max(_SLICE_ROWS, int(_SLICE_FLOPS / (n * (2 * d + 40))))
+    for i in range(0, n, step):
+        part, capacity = x[i : i + step], n // 8 + 64
+        while True:
+            counts = np.empty((len(part), 4), np.int64)
+            found = np.empty((len(part), capacity), x.dtype)
+            call(
+                "gram_select",
+                (part.reshape(-1), packed.panels, packed.norms, packed.center, found.reshape(-1), counts.reshape(-1)),
+                (len(part), n, d, i, low, high, capacity),
+            )
+            lengths = counts[:, 2] - counts[:, 1]
+            if lengths.max() <= capacity:
+                break
+            capacity = n
+        totals += counts.sum(axis=0)
+        inside.append(found[np.arange(capacity) < lengths[:, None]])
+    return tuple(int(t) for t in totals), np.concatenate(inside)
