@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import curvk
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from curvk import _backend
 from curvk._bench.codes import dynamic_map, power
 from curvk._bench.registry import cases
@@ -182,6 +184,30 @@ def test_the_map_of_bitsandbytes(signed: bool) -> None:
     assert (np.take_along_axis(distance, got.codes[:, None].astype(int), 1)[:, 0] <= best + 1e-6 * abs(x)).all()
 
 
+@SIGNED
+def test_numbers_halfway_between_two_of_the_map(signed: bool) -> None:
+    """Both are right then, and every backend takes the same."""
+    table = dynamic_map(signed)
+    x = f32((table[:-1] + table[1:]) / 2)
+    found = []
+    for name in BACKENDS:
+        with curvk.use_backend(name):
+            found.append(quantize(np.append(f32(1), x), signed=signed, format="bitsandbytes").codes[1:])
+    assert (abs(abs(table[found[0]] - x) - np.diff(table) / 2) <= 1e-6 * abs(x)).all()
+    assert bits(*found) == bits(found[0]) * len(found)
+
+
+@pytest.mark.parametrize("n", [1, 5, 255, 257])
+@FORMAT
+def test_what_lies_behind_the_end_of_a_row_changes_no_scale(form: str, n: int, backend: str) -> None:
+    """First moments of 1 that a gradient brings down to a tenth, all of them."""
+    m = quantize(np.ones(n, np.float32), format=form)
+    p, g = np.zeros(n, np.float32), np.full(n, -8, np.float32)
+    adam_sweep(p, g, m, state(n, form), step=1, lr=0.0, betas=(0.9, 0.0))
+    np.testing.assert_allclose(m.scales, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(dequantize(m), 0.1, rtol=1e-5)
+
+
 # ---- rounding at random ---------------------------------------------------------------------------------------------
 
 
@@ -347,6 +373,18 @@ def test_the_bits_that_are_drawn() -> None:
         units = np.sign(y) * 127 * 512 * power(np.array(abs(y)), 0.5)
         if abs(units - np.rint(units)) < 0.45:
             assert coded.codes[i] == ((int(np.rint(units)) + (word(group, k, 1, **key) >> 23)) >> 9) % 256, i
+
+
+def test_the_bits_that_are_drawn_to_the_last_one() -> None:
+    """Gradients that are just rounded up as they become momenta, or just not: by the upper 16 bits of 32."""
+    n, key = 64_000, {"seed": 5, "tensor": 6, "draw": 7}
+    words = np.array([word(j, 0, 1, **key) for j in range(n // 32)])
+    drawn = ((words[:, None] + np.arange(32) * WEYL) % 2**32 >> 16).ravel()
+    for below, want in ((0, 0x3F81), (1, 0x3F80)):
+        g = (0x3F810000 - drawn - below).astype(np.uint32).view(np.float32)
+        buf = np.zeros(n, np.uint16)
+        sgd_sweep(np.zeros(n, np.float32), g, buf, lr=0.0, momentum=0.9, first=True, **key)
+        assert (buf == want).all()
 
 
 def test_a_float16_is_rounded_with_13_bits() -> None:

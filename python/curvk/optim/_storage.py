@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..kernels.sweep import FORMATS, ROUNDINGS, Codes
 Group = dict[str, Any]
 States = Mapping[str, list[Any]]
 
-DEFAULTS: Group = {
+DEFAULTS: dict[str, Any] = {
     "state_bits": 32,
     "state_format": "curvk",
     "rounding": "nearest",
@@ -30,7 +30,7 @@ DEFAULTS: Group = {
 }
 """The options of a group, which `SGD` documents, and what a group without them means."""
 
-_CHOICES = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "state_bits": (32, 16, 8),
     "state_format": tuple(FORMATS),
     "rounding": ROUNDINGS[:3],  # the last is split16, a master's
@@ -40,44 +40,76 @@ UNSIGNED = ("exp_avg_sq", "max_exp_avg_sq", "glass")  # states whose 8-bit codes
 WHOLE = ("center", "lookahead")  # states that are never held in fewer bytes
 KEPT = ("param_low", "param_ema")  # what goes with a parameter, not with the steps it took
 values: Callable[[Group], tuple[Any, ...]] = itemgetter(*DEFAULTS)
+_WIDE = {"float64", "complex64", "complex128"}  # dtypes whose states are never held in fewer bytes
+_DTYPES = {"f64": "float64", "f16": "float16"}
 _F32, _F64, _U16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint16)
+
+
+class Fault(NamedTuple):
+    """What is wrong with an option, in the words of `curvk._errors.message`."""
+
+    error: type[Exception]
+    option: str
+    found: str
+    needed: str
+    remedy: str = ""
+
+
+def choice_fault(option: str, value: Any) -> Fault | None:
+    """Why a value is none of an option's CHOICES; None if it is one."""
+    if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool) and value in CHOICES[option]:
+        return None
+    return Fault(ValueError, option, repr(value), " or ".join(map(repr, CHOICES[option])))
+
+
+def _is_number(x: Any, method: str) -> bool:
+    return not isinstance(x, (bool, np.bool_, str, bytes)) and hasattr(x, method) and not getattr(x, "ndim", False)
+
+
+def _faults(group: Mapping[str, Any], dtypes: Collection[str]) -> Iterator[Fault]:
+    """Each is right only where there is none before it."""
+    for option in CHOICES:
+        if found := choice_fault(option, group[option]):
+            yield found
+    bits, seed, ema = group["state_bits"], group["seed"], group["ema"]
+    if not isinstance(group["zero_grad"], (bool, np.bool_)):
+        yield Fault(TypeError, "zero_grad", repr(group["zero_grad"]), "True or False")
+    needed = "an integer in [0, 2^64)"
+    if not _is_number(seed, "__index__"):
+        yield Fault(TypeError, "seed", f"{seed!r} of type {type(seed).__name__}", needed)
+    if not 0 <= seed.__index__() < 1 << 64:
+        yield Fault(ValueError, "seed", f"{seed}", needed)
+    if ema is not None:
+        needed = "a number in [0, 1), the share that the average keeps, or None"
+        if not _is_number(ema, "__float__"):
+            yield Fault(TypeError, "ema", f"{ema!r} of type {type(ema).__name__}", needed)
+        if not 0 <= float(ema) < 1:
+            yield Fault(ValueError, "ema", f"{ema}", needed)
+    if bits < 32 and group.get("amsgrad"):
+        needed = "32 with amsgrad, whose maximum never declines and would collect what rounding adds"
+        yield Fault(ValueError, "state_bits", f"{bits}", needed, "use amsgrad=False")
+    if bits < 32 and (wide := _WIDE.intersection(dtypes)):
+        remedy = "give them a group of their own with state_bits=32"
+        yield Fault(ValueError, "state_bits", f"{bits}", f"32 for {min(wide)} parameters", remedy)
+    if group["master"] == "split16":
+        if group["rounding"] != "nearest":
+            needed = "'nearest' with master='split16', which is exact: nothing is rounded"
+            yield Fault(ValueError, "rounding", repr(group["rounding"]), needed)
+        if "float16" in dtypes:
+            needed = "bfloat16 parameters, which are the upper halves of their master"
+            remedy = "use rounding='kahan' for float16"
+            yield Fault(ValueError, "master", "'split16' for float16 parameters", needed, remedy)
+
+
+def fault(group: Mapping[str, Any], dtypes: Collection[str]) -> Fault | None:
+    """Why the options of a group that names all cannot be used, or not together or with parameters of these dtypes."""
+    return next(_faults(group, dtypes), None)
 
 
 def check(name: str, where: str, group: Mapping[str, Any], formats: Collection[str]) -> None:
     """Raises for options that cannot be used, or not together or with parameters of these storage formats."""
-    group = {**DEFAULTS, **group}
-    for key, choices in _CHOICES.items():
-        value = group[key]
-        if not isinstance(value, (str, int, np.integer)) or isinstance(value, bool) or value not in choices:
-            found, needed = repr(value), f"one of {', '.join(map(repr, choices))}"
-            raise ValueError(message(name, where + key, found, needed))
-    if not isinstance(group["zero_grad"], (bool, np.bool_)):
-        raise TypeError(message(name, f"{where}zero_grad", repr(group["zero_grad"]), "True or False"))
-    seed, ema = group["seed"], group["ema"]
-    if isinstance(seed, (bool, np.bool_)) or not hasattr(seed, "__index__") or np.ndim(seed) > 0:
-        raise TypeError(message(name, f"{where}seed", f"{seed!r} of type {type(seed).__name__}", "an integer"))
-    if not 0 <= seed.__index__() < 1 << 64:
-        raise ValueError(message(name, f"{where}seed", f"{seed}", "an integer in [0, 2^64)"))
-    if ema is not None:
-        if isinstance(ema, (bool, np.bool_, str)) or not hasattr(ema, "__float__") or np.ndim(ema) > 0:
-            found = f"{ema!r} of type {type(ema).__name__}"
-            raise TypeError(message(name, f"{where}ema", found, "None or a real number"))
-        if not 0 <= float(ema) < 1:
-            raise ValueError(message(name, f"{where}ema", f"{ema}", "None or a number in [0, 1)"))
-    if group["state_bits"] < 32:
-        found, remedy = f"{group['state_bits']}", "give them a group of their own with state_bits=32"
-        if group.get("amsgrad"):
-            needed, remedy = "32 with amsgrad, whose maximum is held in full", "use amsgrad=False"
-            raise ValueError(message(name, f"{where}state_bits", found, needed, remedy))
-        if "f64" in formats:
-            raise ValueError(message(name, f"{where}state_bits", found, "32 for float64 parameters", remedy))
-    if group["master"] == "split16":
-        if group["rounding"] != "nearest":
-            needed = "'nearest' with master='split16', which is exact: nothing is rounded"
-            raise ValueError(message(name, f"{where}rounding", repr(group["rounding"]), needed))
-        if "f16" in formats:
-            needed, remedy = "'none' for float16 parameters", "use bfloat16, the upper half of a float32, or 'kahan'"
-            raise ValueError(message(name, f"{where}master", "'split16'", needed, f"{remedy} rounding"))
+    if found := fault({**DEFAULTS, **group}, [_DTYPES.get(fmt, fmt) for fmt in formats]):
+        raise found.error(message(name, where + found.option, *found[2:]))
 
 
 def check_alice(name: str, where: str, group: Mapping[str, Any]) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from .._errors import message
 from ..kernels.sweep import FORMATS, Codes, dequantize, quantize
 from ..optim._alice import AVERAGES
-from ..optim._storage import check_alice, is_signed
+from ..optim._storage import DEFAULTS, check_alice, is_signed
 from ._states import State, number
-from ._storage import OPTIONS, SCALE, SIGNED, check_choice, chosen
+from ._storage import SCALE, SIGNED, check_choice, chosen
 
 _NAME = "curvk.torch.convert_state_dict"
 _WRAPPED = "__bnb_optimizer_quant_state__"  # where newer versions of bitsandbytes put what FSDP is not to see
@@ -71,12 +71,12 @@ def convert_state_dict(
         if "hess" in group:
             check_alice(_NAME, "", {"state_bits": bits, "state_format": form})
             signs = {name: is_signed(name, group) for name in AVERAGES}
-        before = group.get("state_format", OPTIONS["state_format"])
+        before = group.get("state_format", DEFAULTS["state_format"])
         for key in group["params"]:
             if isinstance(states.get(key), dict):
                 states[key] = _converted(states[key], signs, before, bits, form, f"state[{key!r}]")
         own = {k: v for k, v in group.items() if k not in ("state_bits", "state_format")}
-        groups.append(own | chosen(state_bits=bits, state_format=form if bits == 8 else OPTIONS["state_format"]))
+        groups.append(own | chosen(state_bits=bits, state_format=form if bits == 8 else DEFAULTS["state_format"]))
     return {**state_dict, "state": states, "param_groups": groups}
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .._errors import check_scalar
 from .._signatures import ops
+from ..optim._storage import DEFAULTS
 from ._convert import from_bitsandbytes
 from ._states import State, Wanted, new_states, with_own_memory
 from ._storage import (
     KEPT,
     OF_WEIGHTS,
-    OPTIONS,
     SCALE,
     SIGNED,
     Group,
@@ -211,9 +211,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
         groups = list(state_dict["param_groups"])
         for index, (own, group) in enumerate(zip(self.param_groups, groups, strict=False)):
             if self._has_options:
-                options = {key: own[key] for key in OPTIONS if key in own}
+                options = {key: own[key] for key in DEFAULTS if key in own}
                 if "state_format" in own and group.get("state_bits") == 8:  # codes of the default's where it names none
-                    options["state_format"] = OPTIONS["state_format"]
+                    options["state_format"] = DEFAULTS["state_format"]
                 groups[index] = {**options, **group}
         return {**state_dict, "param_groups": groups}
 
@@ -256,7 +256,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Raises unless a loaded group's moments are kept as this optimizer keeps them, as far as the group says."""
         own = self.param_groups[index] if self._has_options and index < len(self.param_groups) else group
         (bits, form), (other_bits, other_form) = [
-            [g.get(key, OPTIONS[key]) for key in ("state_bits", "state_format")] for g in (own, group)
+            [g.get(key, DEFAULTS[key]) for key in ("state_bits", "state_format")] for g in (own, group)
         ]
         if bits != other_bits or (bits == 8 and form != other_form):
             raise ValueError(
@@ -268,7 +268,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def _note_formats(self) -> None:
         """Notes the format of all codes: where one scale is enough for a parameter they look alike in both."""
         for group in self.param_groups:
-            form = group.get("state_format", OPTIONS["state_format"])
+            form = group.get("state_format", DEFAULTS["state_format"])
             self._formats |= {id(p): form for p in group["params"] if _has_codes(self.state.get(p))}
 
     def _check_codes(self, index: int, params: list[Tensor], storage: Storage) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -18,27 +19,11 @@ from torch import Tensor
 
 from ..kernels.sweep import FORMATS, ROUNDINGS
 from ..optim._interrupt import uninterrupted
+from ..optim._storage import DEFAULTS, Fault, choice_fault, fault
 from ._states import State, number, state_dtype
 
 Group = dict[str, Any]
 
-OPTIONS: dict[str, Any] = {
-    "state_bits": 32,
-    "state_format": "curvk",
-    "rounding": "nearest",
-    "master": "none",
-    "ema": None,
-    "zero_grad": False,
-    "seed": 0,
-}
-"""The options of a group and their defaults."""
-
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "state_bits": (32, 16, 8),
-    "state_format": tuple(FORMATS),
-    "rounding": ROUNDINGS[:3],  # the last is split16, a master's
-    "master": ("none", "split16"),
-}
 KAHAN, SPLIT = ROUNDINGS.index("kahan"), ROUNDINGS.index("split16")
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # by the kernels' name
 SIGNED = {"exp_avg": True, "exp_avg_sq": False, "momentum_buffer": True}
@@ -124,9 +109,9 @@ class Storage:
 
     def numbers(self, group: Group, draw: int) -> tuple[Any, ...]:
         """The scalars that a sweep takes after the step's own."""
-        ema, seed = check_ema(group.get("ema")), check_seed(group.get("seed", 0))
+        ema, seed = float(number(group.get("ema")) or 0.0), index(group.get("seed", 0))
         # C's integers are signed, and the bits are what counts.
-        return (self.rounding, ema or 0.0, self.zero_grad, draw % 2**32, seed - 2**64 if seed >= 2**63 else seed)
+        return (self.rounding, ema, self.zero_grad, draw % 2**32, seed - 2**64 if seed >= 2**63 else seed)
 
 
 def convert_remedy(bits: int, format: str) -> str:
@@ -142,53 +127,27 @@ def chosen(**options: Any) -> Group:
 
 
 def _is_default(key: str, value: Any) -> bool:
-    default = OPTIONS[key]
+    default = DEFAULTS[key]
     return value is default or (type(value) is type(default) and bool(value == default))
 
 
-def check_ema(value: Any) -> float | None:
-    if value is None:
-        return None
-    x = number(value)
-    if isinstance(x, (bool, str, bytes)) or not hasattr(x, "__float__"):
-        raise TypeError(
-            f"argument 'ema': got {value!r} of type {type(value).__name__}, needs a number in [0, 1) or None"
-        )
-    if not 0 <= float(x) < 1:
-        raise ValueError(f"argument 'ema': got {value}, needs a number in [0, 1), the share that the average keeps")
-    return float(x)
-
-
-def check_seed(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"argument 'seed': got {value!r} of type {type(value).__name__}, needs an integer in [0, 2^64)")
-    seed = int(value.__index__())
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"argument 'seed': got {value}, needs an integer in [0, 2^64)")
-    return seed
+def _raise(found: Fault | None) -> None:
+    if found:
+        remedy = found.remedy and f"; {found.remedy}"
+        raise found.error(f"argument '{found.option}': got {found.found}, needs {found.needed}{remedy}")
 
 
 def check_choice(key: str, value: Any) -> None:
-    choices = CHOICES[key]
-    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)) or value not in choices:
-        raise ValueError(f"argument '{key}': got {value!r}, needs {' or '.join(map(repr, choices))}")
+    """Raises ValueError unless the option has this choice."""
+    _raise(choice_fault(key, value))
 
 
-def check_options(group: Mapping[str, Any]) -> None:
-    """Raises TypeError or ValueError unless the group's options can be used, for some dtype."""
-    for key in CHOICES:
-        check_choice(key, group.get(key, OPTIONS[key]))
-    zero_grad = group.get("zero_grad", False)
-    if not isinstance(zero_grad, (bool, np.bool_)):
-        raise TypeError(f"argument 'zero_grad': got {zero_grad!r}, needs True or False")
-    check_ema(group.get("ema"))
-    check_seed(group.get("seed", 0))
-    if group.get("master", "none") != "none" and group.get("rounding", "nearest") != "nearest":
-        found = f"'split16' with rounding={group['rounding']!r}"
-        raise ValueError(f"argument 'master': got {found}, needs rounding='nearest': a master is exact, not rounded")
-    if group.get("state_bits", 32) != 32 and group.get("amsgrad"):
-        needed = "32 with amsgrad, whose maximum never declines and would collect what rounding adds"
-        raise ValueError(f"argument 'state_bits': got {group['state_bits']}, needs {needed}; use amsgrad=False")
+def check_options(group: Mapping[str, Any], dtype: torch.dtype | None = None) -> Group:
+    """The group with all options; raises TypeError or ValueError unless they can be used, with some dtype or this."""
+    whole = {**DEFAULTS, **group}
+    whole["ema"] = number(whole["ema"])
+    _raise(fault(whole, () if dtype is None else (str(dtype).removeprefix("torch."),)))
+    return whole
 
 
 def storage_of(family: str, keys: tuple[str | None, ...], group: Group, dtype: torch.dtype) -> Storage:
@@ -201,17 +160,10 @@ def storage_of(family: str, keys: tuple[str | None, ...], group: Group, dtype: t
     Raises:
         TypeError, ValueError: options that cannot be used, or not with this dtype.
     """
-    if OPTIONS.keys().isdisjoint(group):
+    if DEFAULTS.keys().isdisjoint(group):
         return plain(f"{family}_step", keys)
-    check_options(group)
-    values = {key: group.get(key, default) for key, default in OPTIONS.items()}
+    values = check_options(group, dtype)
     bits, master = values["state_bits"], values["master"]
-    if bits != 32 and dtype in _WIDE:
-        needed = f"32 for {str(dtype).removeprefix('torch.')} parameters; give them a group of their own"
-        raise ValueError(f"argument 'state_bits': got {bits}, needs {needed} with state_bits=32")
-    if master == "split16" and dtype == torch.float16:
-        needed = "bfloat16 parameters, which are the upper halves of their master; use rounding='kahan' for float16"
-        raise ValueError(f"argument 'master': got 'split16' for float16 parameters, needs {needed}")
     rounding = 0
     if dtype in _SHORT:
         rounding = SPLIT if master == "split16" else ROUNDINGS.index(values["rounding"])
