@@ -300,6 +300,14 @@ def test_median_distance() -> None:
             gram.median_distance(x, pairs=10, seed=seed)
 
 
+@pytest.mark.parametrize("n", [3, 200])
+def test_median_of_distances_that_overflow(n: int) -> None:
+    x = np.full((n, 2), 1e30, np.float32) * np.arange(1, n + 1, dtype=np.float32)[:, None]
+    with pytest.raises(ValueError, match="median_distance: argument 'X': got distances beyond float32"):
+        gram.median_distance(x)
+    assert gram.median_distance(x.astype(np.float64)) > 1e29
+
+
 def test_distances() -> None:
     a = make()
     refused(lambda a: gram.distances(a["X"], a["Z"], out=a["X"]), a, ValueError, "out")

@@ -39,6 +39,7 @@ CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked ch
 #include "curvk/curvature.h"
 #include "curvk/gram.h"
 #include "curvk/half.h"
+#include "curvk/linalg.h"
 #include "curvk/noise.h"
 #include "curvk/optim.h"
 #include "curvk/sweep.h"

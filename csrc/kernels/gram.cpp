@@ -18,6 +18,8 @@ constexpr int64_t difference_limit = 12;        // up to this d distances are su
 constexpr int64_t resident_bytes = 256 * 1024;  // of x that stay in the L2 cache beside a group of columns
 constexpr int64_t narrow = 5;  // up to so many outputs W's columns meet the tile's rows; above, its rows the entries
 
+constexpr int64_t least_work = 2'000'000;  // multiplications per thread, some 20 us: less does not pay for a second one
+
 template <class T>
 constexpr T near = T(1) / T(1024);  // below this share of the squared norms q is formed from differences
 
@@ -478,12 +480,12 @@ int32_t matvec(Gram<T> gram, const T* w, T* out, bool accumulate) {
         pack_weights(w, to, m, weights);
         weights.data = to;
     }
-    const int64_t tile_work = tile_rows * (d + weights.stride / (weights.few ? m + 1 : 1) + 32);  // per column, about
+    const int64_t tile_work = tile_rows * (d + weights.outputs + 32);  // multiplications per column, about
     int32_t failed = 0;
     const auto fail = [&] { __atomic_store_n(&failed, 1, __ATOMIC_RELAXED); };
     if (by_columns) {
         T* const parts = w ? shared.take<T>(chunks * part_size) : nullptr;
-        for_ranges(chunks, 1 + 500000 / (tile_work * tiles * chunk), [&](int64_t from, int64_t to) {
+        for_ranges(chunks, 1 + least_work / (tile_work * tiles * chunk), [&](int64_t from, int64_t to) {
             Memory own(Memory::bytes<T>(tiles * tile_rows * d) + Memory::bytes<T>(tiles * tile_rows));
             if (!own) return fail();
             T *const rows = own.take<T>(tiles * tile_rows * d), *const squares = own.take<T>(tiles * tile_rows);
@@ -499,7 +501,7 @@ int32_t matvec(Gram<T> gram, const T* w, T* out, bool accumulate) {
     }
     const int64_t fitting = resident_bytes / (tile_rows * (d + 1) * int64_t(sizeof(T)));
     const int64_t most = fitting < 1 ? 1 : fitting > 32 ? 32 : fitting;  // tiles
-    for_ranges(tiles, 1 + 500000 / (tile_work * (m + 1)), [&](int64_t from, int64_t to) {
+    for_ranges(tiles, 1 + least_work / (tile_work * (m + 1)), [&](int64_t from, int64_t to) {
         const int64_t block = to - from < most ? to - from : most, held = block * tile_rows;
         Memory own(Memory::bytes<T>(held * d) + Memory::bytes<T>(held) + Memory::bytes<T>(w ? held * slots : 0));
         if (!own) return fail();
@@ -547,7 +549,7 @@ int32_t select(const Gram<T>& gram, int64_t* counts, T* found, int64_t first, T 
     const int64_t n = gram.n, m = gram.m, d = gram.d, tiles = parts_of(n, tile_rows);
     int32_t failed = 0;
     // The first tiles have the most columns: each thread gets tiles from both ends.
-    for_ranges((tiles + 1) / 2, 1 + 500000 / (tile_rows * (m + 1) * (d + 16)), [&](int64_t from, int64_t to) {
+    for_ranges((tiles + 1) / 2, 1 + least_work / (tile_rows * (m + 1) * (d + 16)), [&](int64_t from, int64_t to) {
         Memory own(Memory::bytes<T>(tile_rows * d) + Memory::bytes<T>(tile_rows));
         if (!own) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         T *const rows = own.take<T>(tile_rows * d), *const squares = own.take<T>(tile_rows);

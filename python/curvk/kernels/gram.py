@@ -192,7 +192,7 @@ class Centers:
 
     Args:
         Z: (m, d), float32 or float64, any strides. Packing copies it (m d elements) and, where distances come of norms
-            (d > 12), takes the rows' mean as origin. Later changes to the array are not seen.
+            (d > 12), takes the rows' mean as origin. The array must not change afterwards.
 
     Attributes:
         array: the rows, C-contiguous.
@@ -499,6 +499,8 @@ def diagonal(X: Array, **kernel: Any) -> Any:
 # ---- bandwidth ------------------------------------------------------------------------------------------------------
 
 _SAMPLE = 4096  # pairs at least, and four for each row: they bracket the median
+_FEW_ROWS = 128  # up to here all distances fit in the cache
+_SQUARED = _Function(_NUMBERS["squared distance"])
 _SPREAD = 4.0  # standard deviations of a sample's rank to either side
 
 
@@ -524,7 +526,7 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
     Args:
         X: (n, d), n >= 2, finite, float32 or float64.
         pairs: takes the median of so many random pairs, from the noise stream; None (default) that of all of them, in
-            O(n^2 d) time and memory for the few that come close (n^1.5 / 2).
+            O(n^2 d) time and memory for the few that come close, about n^1.5.
         seed: of the random pairs, in [0, 2^64).
 
     Returns:
@@ -546,6 +548,8 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
         raise ValueError(
             message(op, "X", "rows that are not finite", "finite rows", "use X[np.isfinite(X).all(axis=1)]")
         )
+    if not 4.0 * x.shape[1] * float(abs(x).max()) ** 2 < float(np.finfo(x.dtype).max):
+        raise ValueError(message(op, "X", f"distances beyond {x.dtype}", "smaller numbers", "scale X down"))
     if not 0 <= _integer(op, "seed", seed, 0) < 2**64:
         raise ValueError(message(op, "seed", f"{seed}", "an integer in [0, 2^64)"))
     if pairs is not None:
@@ -559,9 +563,13 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
 def _order_statistics(x: Matrix, first: int, last: int, seed: int) -> tuple[float, float]:
     """The squared distances of ranks first and last among all pairs, counted from 0."""
     n, total = len(x), len(x) * (len(x) - 1) // 2
-    if total <= _SAMPLE:
-        q = np.sort(distances(x, x, squared=True)[np.triu_indices(n, 1)])
-        return float(q[first]), float(q[last])
+    if n <= _FEW_ROWS:  # all of them: n zeros, then each pair twice
+        ranks = n + 2 * first, n + 2 * last
+        matrix = np.empty((n, n), x.dtype)
+        _run("median_distance", x, Centers(x), None, None, matrix, _SQUARED)
+        q = matrix.reshape(-1)
+        q.partition(sorted(set(ranks)))
+        return float(q[ranks[0]]), float(q[ranks[1]])
     sample = np.sort(_pair_squares(x, *_random_pairs(n, max(_SAMPLE, 4 * n), seed)))
     centers, spread = Centers(x), _SPREAD
     while True:
@@ -582,7 +590,7 @@ def _order_statistics(x: Matrix, first: int, last: int, seed: int) -> tuple[floa
 def _between(x: Matrix, centers: Centers, low: float, high: float) -> tuple[tuple[int, ...], Matrix]:
     """How many pairs are below, up to, under and up to the bounds; the squares strictly between them."""
     n, d = x.shape
-    packed = centers._pack(_Function(_NUMBERS["squared distance"]))
+    packed = centers._pack(_SQUARED)
     totals, inside = np.zeros(4, np.int64), []
     step = max(_SLICE_ROWS, int(_SLICE_FLOPS / (n * (2 * d + 40))))
     for i in range(0, n, step):
