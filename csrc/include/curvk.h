@@ -42,6 +42,7 @@ CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked ch
 #include "curvk/linalg.h"
 #include "curvk/noise.h"
 #include "curvk/optim.h"
+#include "curvk/stein.h"
 #include "curvk/sweep.h"
 #include "curvk/vmath.h"
 
