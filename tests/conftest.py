@@ -74,11 +74,13 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     Variables that steer curvk are unset unless given, and the folder is an empty one.
     """
 
-    def run(code: str, *, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        code: str, *, check: bool = True, timeout: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         steering = ("CURVK_BACKEND", "CURVK_SIMD", "CURVK_NUM_THREADS", "OMP_NUM_THREADS")
         environment = {k: v for k, v in os.environ.items() if k not in steering} | variables
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=environment, cwd=tmp_path
         )
         assert not check or done.returncode == 0, f"exit status {done.returncode}:\n{done.stdout}{done.stderr}"
         return done
