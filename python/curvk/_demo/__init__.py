@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-NEEDS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+NEEDS = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 LARGE = 10_000_000
 
 
@@ -28,8 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="curvk demo",
         description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, with "
-        "Alice and late SAM, and without gradients with its FZOO, beside the same methods in NumPy. Prints tables; "
-        "writes demo.png and demo.json. Uses no network.",
+        "Alice and late SAM, and without gradients with its FZOO, beside the same methods in NumPy; fits its kernel "
+        "machines beside scikit-learn's; samples a density with SV-CMA-ES. Prints tables; writes demo.png, "
+        "samplers.png and demo.json. Uses no network.",
     )
     parser.add_argument("--quick", action="store_true", help="one small model, under 20 seconds")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)")
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
 
     from .. import __version__, threads
     from .._bench.report import write
-    from . import curvature, digits, figure, report, zeroth
+    from . import curvature, digits, figure, kernels, report, zeroth
     from .limits import MemoryLimit, large_array
     from .run import FULL, QUICK, RECIPES, as_row, run
 
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> int:
     data = digits.load(arguments.seed)
     models = QUICK if arguments.quick else FULL
     total = sum(model.steps(data) for model in models) * len(RECIPES) + zeroth.steps(models[0], data)
-    total += 3 * curvature.budget(models[0], data)
+    total += 3 * curvature.budget(models[0], data) + kernels.steps(arguments.quick)
     rows, trained = [], {}
     with (
         threads(machine["threads"]),
@@ -108,6 +109,10 @@ def main(argv: list[str]) -> int:
         no_gradients = zeroth.run(models[0], data, arguments.seed, bar.update)
         bar.set_description(f"Alice and SAM on {models[0].name}")
         several = curvature.run(models[0], data, arguments.seed, bar.update)
+        bar.set_description("kernel machines")
+        machines = kernels.run_machines(data, machine["threads"], arguments.quick, arguments.seed, bar.update)
+        bar.set_description("samplers")
+        samplers, points = kernels.run_samplers(arguments.quick, arguments.seed, bar.update)
         bar.set_description("a large array")
         large = as_row(large_array(limit, LARGE, rounds=5 if arguments.quick else 9))
     result: dict[str, Any] = {
@@ -119,13 +124,16 @@ def main(argv: list[str]) -> int:
         "rows": rows,
         "zeroth_order": no_gradients,
         "curvature": several,
+        "kernel_machines": machines,
+        "samplers": samplers,
         "large_array": large,
     }
     result["notes"] = report.notes(result)
-    result["files"] = [str(out / name) for name in ("demo.png", "demo.json")]
+    result["files"] = [str(out / name) for name in ("demo.png", "samplers.png", "demo.json")]
 
     logits = trained[models[0].name, "Adam"].model.logits(data.x_test)
     write(out / "demo.png", lambda path: figure.draw(path, result, data.x_test, data.y_test, logits, "Adam"))
+    write(out / "samplers.png", lambda path: figure.draw_samplers(path, samplers, points))
     text = json.dumps(result, indent=2)
     write(out / "demo.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -133,7 +141,7 @@ def main(argv: list[str]) -> int:
         print(text)
     else:
         parts = [report.table(rows), report.curvature_table(several), report.zeroth_table(no_gradients)]
-        parts.append(report.large_line(large))
+        parts += [report.machines_table(machines), report.samplers_table(samplers), report.large_line(large)]
         print("\n\n".join([*parts, report.paragraphs(result["notes"])]))
         print("\nwritten: " + ", ".join(result["files"]))
     return 0

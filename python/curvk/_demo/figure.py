@@ -1,12 +1,16 @@
-"""demo.png: accuracy curves, time per parameter, a step without gradients, and the digits themselves."""
+"""demo.png: accuracy curves, time per parameter, a step without gradients, the digits; samplers.png: particles."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+from ..stein.problems import DoubleBanana
 from .peers import Array
 
 COLOURS = {"SGD": "#d1495b", "Adam": "#00798c", "AdamW": "#edae49", "AdamZ": "#66579c"}
@@ -153,8 +157,9 @@ def _grid(axes: Any, x: Array, y: Array, logits: Array, optimizer: str) -> None:
     axes.set_axis_off()
 
 
-def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, optimizer: str) -> None:
-    """Writes the figure as PNG."""
+@contextmanager
+def _sheet(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A new figure in the demo's style, written as PNG in the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,10 +175,18 @@ def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, 
         "axes.titleweight": "bold",
         "legend.fontsize": 9,
     }
+    with pyplot.rc_context(style):
+        figure = pyplot.figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(path, format="png", dpi=120)
+        pyplot.close(figure)
+
+
+def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, optimizer: str) -> None:
+    """Writes the figure as PNG."""
     first = report["rows"][0]["model"]
     machine = report["machine"]
-    with pyplot.rc_context(style):
-        figure = pyplot.figure(figsize=(13, 10), layout="constrained")
+    with _sheet(path, (13, 10)) as figure:
         parts = figure.add_gridspec(3, 1, height_ratios=(1.15, 0.3, 0.8), hspace=0.06)
         above = parts[0].subgridspec(1, 2, wspace=0.06, width_ratios=(1, 1.15))
         _curves(figure.add_subplot(above[0]), [row for row in report["rows"] if row["model"] == first])
@@ -186,5 +199,25 @@ def draw(path: Path, report: dict[str, Any], x: Array, y: Array, logits: Array, 
             fontsize=8,
             color=FAINT,
         )
-        figure.savefig(path, format="png", dpi=120)
-        pyplot.close(figure)
+
+
+def draw_samplers(path: Path, entry: dict[str, Any], clouds: dict[str, Array]) -> None:
+    """Writes the particles over the density's contours, one panel per method, as PNG."""
+    x, y = (np.linspace(low, high, 320) for low, high in ((-2.1, 2.1), (-1.4, 2.6)))
+    places = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    density = np.exp(DoubleBanana().log_density(places)).reshape(len(y), len(x))
+    found = {row["method"]: row["mmd2"] for row in entry["rows"]}
+    with _sheet(path, (13, 5)) as figure:
+        panels = figure.subplots(1, len(clouds), sharex=True, sharey=True)
+        for axes, (name, points), colour in zip(panels, clouds.items(), (CURVK, COLOURS["SGD"], FAINT), strict=True):
+            axes.contourf(x, y, density, levels=density.max() * np.linspace(0.02, 1, 8), cmap="Greys", alpha=0.6)
+            axes.plot(*points.T, ls="none", marker="o", ms=5, color=colour, mec="white", mew=0.6)
+            axes.set(aspect="equal", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+            axes.set_title(f"{name[0].upper()}{name[1:]}", loc="left")
+            axes.set_xlabel(f"MMD² {found[name][0]:.3f}; median of {len(found[name])} seeds {median(found[name]):.3f}")
+        figure.supxlabel(
+            f"{entry['density']} (grey), {entry['particles']} points; both samplers after {entry['evaluations']:,} "
+            "evaluations, without gradients",
+            fontsize=9,
+            color=FAINT,
+        )

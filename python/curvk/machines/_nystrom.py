@@ -86,8 +86,9 @@ def measured(top: Nystrom, rows: Rows, kernel: dict[str, Any], rng: np.random.Ra
 
     The paper takes beta = max K(x, x) and growth = lambda_{q+1} from the sample. What is left of the diagonal is
     smaller, for a smooth kernel by orders of magnitude, so that steps may be longer; and the sample underestimates what
-    is left of the spectrum on other rows, the more the larger q / s, so that the paper's step can be unstable. Here beta = max K_P(x, x), and the largest eigenvalue of K_P(X, X) comes from subspace iteration on 8
-    columns: m (8 m + s) kernel entries for m rows, m s numbers of memory.
+    is left of the spectrum on other rows, the more the larger q / s, so that the paper's step can be unstable. Here
+    beta = max K_P(x, x), and the largest eigenvalue of K_P(X, X) comes from subspace iteration on 8 columns:
+    m (8 m + s) kernel entries for m rows, m s numbers of memory.
     """
     X = rows[rng.permutation(len(rows))[: min(LARGEST_BATCH, max(MEASURED_ROWS, top.critical_batch))]]
     m = len(X)

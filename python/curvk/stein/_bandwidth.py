@@ -46,7 +46,7 @@ def resolve(bandwidth: Any, particles: np.ndarray[Any, Any], function: str = "ba
     """The bandwidth h > 0 for these particles.
 
     Args:
-        bandwidth: what `check` let pass.
+        bandwidth: a number > 0, a function of the particles, or one of `BANDWIDTHS`.
         particles: (n, d), float32 or float64.
         function: what errors name.
 
@@ -55,8 +55,10 @@ def resolve(bandwidth: Any, particles: np.ndarray[Any, Any], function: str = "ba
         place; where all points coincide, h is 1 (any h then gives the same direction).
 
     Raises:
-        ValueError: the particles are not finite, or a function of theirs gave no positive number.
+        TypeError, ValueError: another bandwidth, particles that are not finite, or a function of theirs that gave no
+            positive number.
     """
+    bandwidth = check(function, bandwidth)
     if callable(bandwidth):
         return real(function, "bandwidth(particles)", bandwidth(particles), "a finite number > 0", 0.0, open=True)
     if not isinstance(bandwidth, str):

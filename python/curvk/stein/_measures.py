@@ -47,7 +47,7 @@ def mmd2(
     Raises:
         TypeError, ValueError: arrays that do not fit or are not finite; the text names them.
 
-    n^2 + m^2 + n m kernel values, O(n + m) memory. Source: Gretton et al. 2012.
+    n^2 + m^2 + n m kernel values, O((n + m) d) memory. Source: Gretton et al. 2012.
 
     >>> import numpy as np
     >>> from curvk.stein import mmd2
