@@ -134,10 +134,11 @@ def main() -> int:
     parser.add_argument("--outputs", type=int, default=10, help="columns of W")
     parser.add_argument("--features", default="16,64,784")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pause", type=float, default=0.3, help="seconds before a sample")
     parser.add_argument("--no-small", action="store_true", help="leave out the small matrices")
     parser.add_argument("--json", type=Path, help="file for every sample")
     arguments = parser.parse_args()
-    effort = Effort(rounds=arguments.rounds, sample=0.02, largest=0, models=(), probe_mib=0)
+    effort = Effort(rounds=arguments.rounds, sample=0.02, largest=0, models=(), probe_mib=0, pause=arguments.pause)
     features = [int(d) for d in arguments.features.split(",")]
     result: dict[str, Any] = {"machine": machine(), "start": report.stamp(), "rows": arguments.rows, "threads": {}}
     text: list[str] = []

@@ -297,6 +297,21 @@ def test_early_stopping_keeps_the_best(kind: str) -> None:
     assert max(scores[-2:]) <= max(scores[:-2]) + machine.tol
 
 
+def test_early_stopping_with_a_class_that_is_not_held_out() -> None:
+    rows = np.concatenate([X[:60] + 9, X[:60] - 9, X[:3]])
+    labels = np.repeat([2, 1, 0], [60, 60, 3])  # of three rows stratifying holds none of the ten percent
+    machine = classifier(early_stopping=True).fit(rows, labels)
+    assert max(row["validation_score"] for row in machine.history_) == 1
+    assert machine.score(rows, labels) > 0.97
+
+
+def test_early_stopping_needs_two_rows_for_a_score() -> None:
+    machine = regressor(early_stopping=True)
+    with pytest.raises(ValueError, match=r"argument 'validation_fraction': got 0.1, 1 of 10 rows, needs two"):
+        machine.fit(X[:10], Y[:10])
+    assert machine.fit(X[:11], Y[:11]).coef_.any()
+
+
 def test_one_partial_fit_is_one_epoch() -> None:
     whole = regressor(epochs=1).fit(X, Y)
     part = regressor().partial_fit(X, Y)

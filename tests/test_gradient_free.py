@@ -96,3 +96,11 @@ def test_infinite_weights_name_the_particle():
     with pytest.raises(ValueError, match=r"log_density\(points\)': got -inf for particle 3"):
         sampler.step()
     assert np.array_equal(sampler.particles, x)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_particles_that_coincide_stay(n):
+    """The fitted Gaussian's mean is the common point: without rounding, which a covariance of 0 would magnify."""
+    x = np.full((n, 2), 0.1)
+    sampler = stein.GradientFreeSVGD(lambda p: -np.square(p).sum(1), x, step="sgd", lr=1.0)
+    assert np.array_equal(sampler.run(3), x)

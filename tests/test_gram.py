@@ -172,6 +172,16 @@ def test_other_parameters(kernel: str) -> None:
                 check(gram.block(X, Z, kernel=kernel, **choice), truth(X, Z, kernel=kernel, **choice, q=q))
 
 
+@pytest.mark.parametrize("alpha", [50.0, 1e3, 1e6, 1e12, 1e40])
+def test_rational_quadratic_on_its_way_to_the_gaussian(alpha: float, backend: str) -> None:
+    """1 + q / (2 alpha h^2) rounds, and alpha multiplies what is lost."""
+    for dtype in DTYPES:
+        for d in (4, 33):
+            settings = {"kernel": "rational_quadratic", "alpha": alpha, "bandwidth": 3.0}
+            X, Z, q = pairs(dtype, 7, 9, d)
+            check(gram.block(X, Z, **settings), truth(X, Z, **settings, q=q))
+
+
 def test_kernels_that_are_others_in_a_limit_or_a_setting() -> None:
     """Identities between the families, which hold their conventions for the bandwidth together."""
     X, Z, _ = pairs(np.float64, 33, 63, 4)
@@ -304,6 +314,20 @@ def test_narrow_kernels_add_up_the_weights_of_equal_rows(kernel: str, h: float) 
         assert np.array_equal(gram.block(X, Z, **settings), equal)
         W = np.ones((40, 5), np.float32)
         assert np.array_equal(gram.matvec(X, Z, W, **settings), equal @ W)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_norms_whose_sum_overflows(dtype: Any, backend: str) -> None:
+    """Distances that are formed of them are summed by differences."""
+    X = generator("overflow").choice([-1.0, 1.0], (14, 16))
+    X = np.concatenate([X, -X]).astype(dtype) * (
+        np.sqrt(np.finfo(dtype).max) * dtype(0.18)
+    )  # abs(x)^2: half the largest
+    Y = X.copy()
+    Y[:, 0] *= dtype(1.25)
+    assert (gram.distances(X, X).diagonal() == 0).all()
+    assert (gram.block(X, X, bandwidth=1.0).diagonal() == 1).all()
+    np.testing.assert_allclose(gram.distances(Y, X).diagonal(), abs(Y[:, 0] - X[:, 0]), rtol=8 * np.finfo(dtype).eps)
 
 
 def test_results_below_the_normal_range_are_zero() -> None:

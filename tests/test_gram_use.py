@@ -63,6 +63,58 @@ def test_any_layout_gives_the_same_bits(layout: str, d: int) -> None:
         assert gram.matvec(X, Z, turn(W[:, 0].copy()[:, None])[:, 0], **settings).shape == (33,)
 
 
+def test_misaligned_rows_are_copied(backend: str) -> None:
+    def shift(x: Any) -> Any:
+        raw = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+        raw[...] = x
+        return raw
+
+    X, Z, _ = pairs(np.float32, 5, 9, 4)
+    W = weights(np.float32, 9, 2)
+    want = gram.matvec(X, Z, W, bandwidth=2.0).tobytes()
+    for arrays in ((shift(X), Z, W), (X, shift(Z), W), (X, Z, shift(W)), (X, gram.Centers(shift(Z)), W)):
+        assert gram.matvec(*arrays, bandwidth=2.0).tobytes() == want
+    with pytest.raises(ValueError, match="block: argument 'out': got a misaligned array"):
+        gram.block(X, Z, bandwidth=2.0, out=shift(np.zeros((5, 9), np.float32)))
+
+
+def test_torch_tensors(backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    X, Z, _ = pairs(np.float32, 5, 9, 4)
+    W, G = weights(np.float32, 9, 2), weights(np.float32, 5, 2)
+    x, z, w, g = (torch.from_numpy(a) for a in (X, Z, W, G))
+    out, back, keep, sums = (torch.zeros(shape) for shape in ((5, 2), (9, 2), (5, 9), (5,)))
+    for call, results in (
+        (lambda: gram.matvec(x, z, w, bandwidth=2.0, out=out, keep=keep), (out, keep)),
+        (lambda: gram.rmatvec(x, z, g, bandwidth=2.0, out=back), (back,)),
+        (lambda: gram.block(x, z, bandwidth=2.0, out=keep), (keep,)),
+        (lambda: gram.distances(x, z, out=keep), (keep,)),
+        (lambda: gram.row_sums(x, z, bandwidth=2.0, out=sums), (sums,)),
+    ):
+        before = [t._version for t in results]
+        assert call() is results[0]
+        assert all(t._version > v for t, v in zip(results, before, strict=True))  # a backward pass notices
+    assert out.numpy().tobytes() == gram.matvec(X, Z, W, bandwidth=2.0).tobytes()
+    assert back.numpy().tobytes() == gram.rmatvec(X, Z, G, bandwidth=2.0).tobytes()
+    with pytest.raises(TypeError, match="argument 'X'"):
+        gram.matvec(x.bfloat16(), z.bfloat16(), w.bfloat16(), bandwidth=2.0)
+
+
+def test_settings_whose_scale_overflows(backend: str) -> None:
+    x = np.ones((2, 3))
+    for kernel in ("gaussian", "rational_quadratic", "imq"):
+        with pytest.raises(ValueError, match="block: argument 'bandwidth': got 1e-161"):
+            gram.block(x, x, kernel=kernel, bandwidth=1e-161)
+        assert (gram.block(x, x, kernel=kernel, bandwidth=2e-154) == 1).all()
+    with pytest.raises(ValueError, match="block: argument 'alpha': got 1e-200"):
+        gram.block(x, x, kernel="rational_quadratic", bandwidth=1e-150, alpha=1e-200)
+
+
+def test_diagonals_that_overflow(backend: str) -> None:
+    x = np.full((2, 3), 1e19, np.float32)
+    assert gram.diagonal(x, kernel="polynomial").tolist() == gram.block(x, x, kernel="polynomial").diagonal().tolist()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_empty_arrays(dtype: Any, backend: str) -> None:
     for d in (3, 20):

@@ -234,8 +234,8 @@ BAD = {
     "n_centers": [(0, ValueError), (1.5, TypeError)],
     "bandwidth": [(0.0, ValueError), (-1.0, ValueError), ("mean", ValueError)],
     "kernel": [("sinc", ValueError), (3, TypeError)],
-    "kernel_params": [({"nu": 1}, ValueError)],
-    "centers": [(np.ones((3, 5)), ValueError), (np.full((3, 3), np.nan), ValueError)],
+    "kernel_params": [({"nu": 1}, ValueError), ("nu", TypeError)],
+    "centers": [([["a", "b", "c"]], ValueError), (np.ones((3, 5)), ValueError), (np.full((3, 3), np.nan), ValueError)],
 }
 
 
@@ -275,6 +275,17 @@ def test_bad_data_are_refused_and_change_nothing(data: Any, monkeypatch: Any) ->
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y[:, 0])
     np.testing.assert_array_equal(model.predict(x), before)
+
+
+@pytest.mark.parametrize("power", [-900, 900])
+def test_targets_of_any_size(power: int, data: Any) -> None:
+    """Predictions are linear in y; squares of such residuals are beyond double."""
+    x, y = data
+    model = KernelRidgeCG(50, random_state=0)
+    once = model.fit(x, y).predict(x)
+    np.testing.assert_array_equal(model.fit(x, np.ldexp(y, power)).predict(x), np.ldexp(once, power))
+    with pytest.raises(ValueError, match="argument 'y': got sums beyond float32"):
+        model.fit(x.astype(np.float32), np.full(len(x), 3e38))
 
 
 def test_a_kernel_that_is_none_is_an_error() -> None:

@@ -200,6 +200,7 @@ def test_ksd_tells_samples_from_others():
         (lambda x: stein.mmd2(x, x, bandwidth=0.0), ValueError, "bandwidth"),
         (lambda x: stein.mmd2(x, x, bandwidth="scott"), ValueError, "median"),
         (lambda x: stein.mmd2(x, x, kernel="rbf"), ValueError, "kernel"),
+        (lambda x: stein.mmd2(x * 1e160, x), ValueError, "scale X down"),
         (lambda x: stein.ksd(x, x[:2]), ValueError, "score"),
         (lambda x: stein.ksd(x, lambda y: y.sum(1)), ValueError, r"score\(X\)"),
         (lambda x: stein.ksd(x, np.where(x == x[1], np.inf, x)), ValueError, "row 1"),
@@ -212,6 +213,11 @@ def test_ksd_tells_samples_from_others():
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call(points(4, 2, 18))
+
+
+def test_ksd_of_one_point():
+    """There k = 1 and its mixed derivatives are 1 / h^2, with h = 1 where there is no distance."""
+    assert stein.ksd(np.array([[0.5, 1.0]]), np.array([[2.0, 1.0]]), bandwidth="median") == pytest.approx(5 + 2)
 
 
 def test_inputs_stay_as_they_are():

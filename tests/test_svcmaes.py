@@ -228,9 +228,10 @@ def test_annealing() -> None:
     s.run(50 - s.n_steps)
     t = np.arange(1, 51)
     assert_allclose(weights, 2 * np.maximum(np.log(50 / t), 1), rtol=1e-15)
-    s.horizon = None
-    s.step()
-    assert weights[-1] == 2.0
+    for horizon in (None, 0):  # 0: after run(0)
+        s.horizon = horizon
+        s.step()
+        assert weights[-1] == 2.0
 
 
 # ---- invariances ----------------------------------------------------------------------------------------------------
@@ -459,6 +460,13 @@ def test_resume_is_bit_exact(dtype: Any, tmp_path: Path) -> None:
     first.run(5)
     third.run(5)
     assert states(first) == states(third)
+    whole, first, second = (search(rosenbrock, **options) for _ in range(3))
+    whole.run(12)
+    first.run(12, callback=lambda s: s.n_steps == 2)
+    second.load_state_dict(first.state_dict())
+    for _ in range(10):  # step, as ask and tell, leaves the horizon to the state
+        second.step()
+    assert states(second) == states(whole)
 
 
 def test_a_state_of_other_settings_is_refused() -> None:
@@ -536,6 +544,8 @@ def test_a_linear_density_never_leaves_the_numbers() -> None:
     [
         ({"sigma0": 0.0}, ValueError, "'sigma0'"),
         ({"sigma0": np.nan}, ValueError, "'sigma0'"),
+        ({"sigma0": 1e-46, "dtype": np.float32}, ValueError, "'sigma0'.* for float32"),
+        ({"sigma0": 1e39, "dtype": np.float32}, ValueError, "'sigma0'"),
         ({"popsize": 1}, ValueError, "'popsize'"),
         ({"popsize": 4.0}, TypeError, "'popsize'"),
         ({"kernel": "laplacian"}, ValueError, "'kernel'"),

@@ -21,7 +21,7 @@ constexpr int64_t narrow = 5;  // up to so many outputs W's columns meet the til
 constexpr int64_t least_work = 2'000'000;  // multiplications per thread, some 20 us: less does not pay for a second one
 
 template <class T>
-constexpr T near = T(1) / T(1024);  // below this share of the squared norms q is formed from differences
+constexpr T near = T(1) / T(1024);  // up to this share of the squared norms q is formed from differences
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
@@ -152,7 +152,8 @@ __attribute__((noinline)) void row_differences(const T* __restrict x, const T* _
 }
 
 // tile <- |x|^2 + |z|^2 - 2 tile, and squared differences where that cancels. NaN fails the comparison and goes there
-// too: infinite rows are at infinite distance, as they are by differences.
+// too: infinite rows are at infinite distance, as they are by differences. So does an infinite sum of the squared norms,
+// for q may be finite.
 template <class T>
 void squared_distances(const T* x, const T* z, int64_t d, const T* x_norms, const T* z_norms, T* __restrict tile) {
     T largest = 0;
@@ -163,13 +164,13 @@ void squared_distances(const T* x, const T* z, int64_t d, const T* x_norms, cons
         int close = 0;
         for (int64_t j = 0; j < group<T>; ++j) {
             row[j] = fused(T(-2), row[j], norm + z_norms[j]);
-            close |= !(row[j] >= bound);
+            close |= !(row[j] > bound);
         }
         if (!close) continue;
         T exact[group<T>];
         row_differences(x + r, z, d, exact);
         for (int64_t j = 0; j < group<T>; ++j)
-            if (!(row[j] >= near<T> * (norm + z_norms[j]))) row[j] = exact[j];
+            if (!(row[j] > near<T> * (norm + z_norms[j]))) row[j] = exact[j];
     }
 }
 
@@ -262,7 +263,12 @@ void matern52(T* __restrict tile, const Shape<T>& o) {
 template <class T>
 void rational_quadratic(T* __restrict tile, const Shape<T>& o) {
     const T scale = o.scale, shape = o.shape;
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = exp_of(-shape * log_of(fused(scale, tile[i], T(1))));
+    for (int64_t i = 0; i < tile_size<T>; ++i) {
+        const T z = scale * tile[i], one_z = T(1) + z;
+        // What the sum lost, as a term of its logarithm: a large shape multiplies it.
+        const T lost = one_z < Real<T>::infinity ? (z - (one_z - T(1))) / one_z : T(0);
+        tile[i] = exp_of(-shape * (log_of(one_z) + lost));
+    }
 }
 
 template <class T>

@@ -12,11 +12,12 @@
  * which is zero otherwise; gram_matvec subtracts it from x. Pack centred for kernels 2 to 10 where d > 12, else not.
  *
  * q is a sum of squared differences where d <= 12; above, |x|^2 + |z|^2 - 2 s, and again of squared differences where
- * that is below (|x|^2 + |z|^2) / 1024, so that k(x, x) is exact.
+ * that is at most (|x|^2 + |z|^2) / 1024, or this sum overflows: so k(x, x) is exact.
  * Error class, with u = 2^-24 or 2^-53:
  *   q by differences   relative error at most (d + 2) u, and 2 u (|x| + |z|) |x - z| where centred (rounding x and z)
  *   q by norms         absolute error at most (2 d + 6) u (|x|^2 + |z|^2), norms of the centred rows
- *   k of a given q     relative error at most 8 u (1 + t), t the exponent's magnitude; below the normal range 0
+ *   k of a given q     relative error at most 8 u (1 + t), t the exponent's magnitude, which for kernel 8 is multiplied by
+ *                      1 + |shape log q|; below the normal range 0
  *   sums over m        per output at most (32 + min(m, 2048) / 32 + m / 2048 + 2) u sum |k w|
  * x86-64-v3, v4 and armv8-a fuse multiplications and additions, v2 does not, and the sums' lanes are as wide as the
  * level's vectors: levels and the Numba twin differ within these bounds. The bits do not depend on the number of

@@ -33,6 +33,7 @@ class Effort:
     largest: int  # elements of an array, but for the headline rows
     models: tuple[str, ...]
     probe_mib: int
+    pause: float = PAUSE  # seconds before a sample; hosts that ration processor time want more of it
     one_format: bool = False  # of each row but the headline ones, the first
 
 
@@ -207,7 +208,7 @@ def take_turns(contenders: Sequence[Contender], effort: Effort, threads: int) ->
             for k in range(len(contenders)):
                 at = (k + r) % len(contenders)
                 c = contenders[at]
-                time.sleep(PAUSE)
+                time.sleep(effort.pause)
                 set_threads(threads)
                 if c.level:
                     set_simd(c.level)

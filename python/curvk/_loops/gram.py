@@ -56,7 +56,7 @@ def _value(s, kernel, scale, shape, degree):  # type: ignore[no-untyped-def]
     if kernel == 2:
         return math.exp(-scale * s)
     if kernel == 6:
-        return (1.0 + scale * s) ** -shape
+        return math.exp(-shape * math.log1p(scale * s))
     if kernel == 7:
         return 1.0 / math.sqrt(1.0 + scale * s)
     if kernel == 8:

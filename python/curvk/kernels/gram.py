@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view, overlaps_itself
+from .._arrays import Array, numpy_view, overlaps_itself, written
 from .._backend import call
 from .._errors import message
 from . import noise
@@ -45,6 +46,7 @@ Progress = Callable[[int, int], object]
 _NUMBERS = {"linear": 0, "polynomial": 1, "gaussian": 2, "laplacian": 3, "matern32": 4, "matern52": 5}
 _NUMBERS |= {"rational_quadratic": 6, "imq": 7, "exponent": 8, "squared distance": 9, "distance": 10}
 _DIFFERENCES_UP_TO = 12  # gram.h: up to this d centers are packed as they are
+_GAUSSIAN_ALPHA = 1e20  # beyond, rational_quadratic is the Gaussian to double's rounding, and 1 / alpha may vanish
 _SLICE_FLOPS = 1.5e9  # of one call: some 50 ms at the least, so that Ctrl-C and progress wait no longer
 _SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
 
@@ -115,34 +117,43 @@ def _function(
         raise TypeError(message(op, "bandwidth", "None", f"a number for the {kernel} kernel", remedy))
     h = _positive(op, "bandwidth", bandwidth)
     square = h * h
-    if not 0 < square < math.inf:
+    if not sys.float_info.min <= square < math.inf:
         raise ValueError(message(op, "bandwidth", f"{bandwidth}", "a number whose square a double holds"))
     if kernel == "rational_quadratic":
         a = _positive(op, "alpha", alpha)
-        return _Function(number, 1 / (2 * a * square), a)
+        if a > _GAUSSIAN_ALPHA:
+            return _Function(_NUMBERS["gaussian"], 0.5 / square)
+        scale = 0.5 / square / a
+        if scale == math.inf:
+            raise ValueError(message(op, "alpha", f"{alpha}", f"a larger number beside bandwidth {bandwidth}"))
+        return _Function(number, scale, a)
     if kernel == "exponent":
         return _Function(number, 1 / h, _positive(op, "gamma", gamma) / 2)
-    scale = {
+    scales = {
         "gaussian": 0.5 / square,
         "laplacian": 1 / h,
         "matern32": math.sqrt(3) / h,
         "matern52": math.sqrt(5) / h,
         "imq": 1 / square,
     }
-    return _Function(number, scale[kernel])
+    return _Function(number, scales[kernel])
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------
 
 
 def _rows(op: str, name: str, x: Array) -> Matrix:
-    """A matrix that is only read: two axes, float32 or float64, C-contiguous (a copy where it is not)."""
+    """A matrix that is only read: two axes, float32 or float64, C-contiguous (else a copy)."""
     view = numpy_view(x, op, name)
     if view.dtype not in (np.float32, np.float64):
         raise TypeError(message(op, name, str(view.dtype), "float32 or float64", f"use {name}.astype(np.float32)"))
     if view.ndim != 2 or view.shape[1] == 0:
         raise ValueError(message(op, name, f"shape {view.shape}", "two axes: rows, and one feature or more"))
-    return np.ascontiguousarray(view)
+    return _readable(view)
+
+
+def _readable(view: Matrix) -> Matrix:
+    return np.require(view, requirements=("C_CONTIGUOUS", "ALIGNED"))
 
 
 def _like(op: str, name: str, x: Array, reference: Matrix, like: str) -> Matrix:
@@ -164,10 +175,20 @@ def _result(op: str, name: str, x: Array, shape: tuple[int, ...], read: dict[str
     if not view.flags.c_contiguous or (view.size and overlaps_itself(view)):
         found = f"strides {view.strides}"
         raise ValueError(message(op, name, found, "a C-contiguous array", f"use np.empty({shape}, np.{view.dtype})"))
+    if not view.flags.aligned:
+        needed = f"{view.itemsize}-byte alignment"
+        raise ValueError(message(op, name, "a misaligned array", needed, f"use {name}.copy()"))
     for other, y in read.items():
         if np.may_share_memory(view, y):
             raise ValueError(message(op, name, f"memory shared with '{other}'", "memory of its own"))
     return view
+
+
+def _written(*results: Array) -> None:
+    """The kernels saw NumPy views of tensors."""
+    tensors = [x for x in results if x is not None and not isinstance(x, np.ndarray)]
+    if tensors:
+        written(tensors)
 
 
 def _aligned(n: int, dtype: np.dtype[Any]) -> Matrix:
@@ -365,8 +386,11 @@ def _product(
     else:
         result = _result(op, "out", out, shape, read)
     kept = None if keep is None else _result(op, "keep", keep, (len(x), len(centers)), read | {"out": result})
-    w = np.ascontiguousarray(w if w.ndim == 2 else w[:, None])
-    _run(op, x, centers, w, result.reshape(len(x), w.shape[1]), kept, function, bool(accumulate), progress)
+    w = _readable(w if w.ndim == 2 else w[:, None])
+    try:
+        _run(op, x, centers, w, result.reshape(len(x), w.shape[1]), kept, function, bool(accumulate), progress)
+    finally:  # an interrupted call has written some rows
+        _written(out, keep)
     return out
 
 
@@ -471,7 +495,10 @@ def _block(
         out = result = np.empty(shape, x.dtype)
     else:
         result = _result(op, "out", out, shape, {"X": x, "Z": centers.array})
-    _run(op, x, centers, None, None, result, function, progress=progress)
+    try:
+        _run(op, x, centers, None, None, result, function, progress=progress)
+    finally:
+        _written(out)
     return out
 
 
@@ -493,7 +520,8 @@ def diagonal(X: Array, **kernel: Any) -> Any:
     if function.of_distance:
         return np.where(np.isfinite(x).all(axis=1), x.dtype.type(1), x.dtype.type(np.nan))
     s = np.einsum("nd,nd->n", x, x)
-    return s if function.number == 0 else (function.scale * s + function.shape).astype(x.dtype) ** function.degree
+    with np.errstate(all="ignore"):  # infinite where `block` is
+        return s if function.number == 0 else (function.scale * s + function.shape).astype(x.dtype) ** function.degree
 
 
 # ---- bandwidth ------------------------------------------------------------------------------------------------------
@@ -548,7 +576,8 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
         raise ValueError(
             message(op, "X", "rows that are not finite", "finite rows", "use X[np.isfinite(X).all(axis=1)]")
         )
-    if not 4.0 * x.shape[1] * float(abs(x).max()) ** 2 < float(np.finfo(x.dtype).max):
+    largest = float(abs(x).max())
+    if not 4.0 * x.shape[1] * largest * largest < float(np.finfo(x.dtype).max):  # a power would raise OverflowError
         raise ValueError(message(op, "X", f"distances beyond {x.dtype}", "smaller numbers", "scale X down"))
     if not 0 <= _integer(op, "seed", seed, 0) < 2**64:
         raise ValueError(message(op, "seed", f"{seed}", "an integer in [0, 2^64)"))

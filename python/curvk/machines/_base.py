@@ -136,6 +136,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         """`kernel` and `kernel_params` as keywords of the engine, the bandwidth still to come."""
         owner = self._owner()
         keywords: Keywords = {"kernel": check_choice(owner, "kernel", self.kernel, tuple(gram.KERNELS))}
+        if not isinstance(self.kernel_params, Mapping | None):
+            raise TypeError(message(owner, "kernel_params", f"{self.kernel_params!r}", "a dict or None"))
         for name, value in dict(self.kernel_params or {}).items():
             check_choice(owner, "kernel_params", name, KERNEL_PARAMS)
             if name == "degree":
@@ -164,7 +166,10 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         """`centers` as given, a copy in X's dtype, or `n_centers` distinct rows of X."""
         if self.centers is None:
             return draw_centers(X, check_int(self._owner(), "n_centers", self.n_centers, 1), rng)
-        centers = np.array(self.centers, X.dtype, order="C")
+        try:
+            centers = np.array(self.centers, X.dtype, order="C")
+        except (TypeError, ValueError) as error:
+            raise type(error)(message(self._owner(), "centers", str(error), f"an array (p, {X.shape[1]})")) from None
         if centers.ndim != 2 or centers.shape[1] != X.shape[1] or not len(centers):
             needed = f"an array (p, {X.shape[1]}) with a row for each center"
             raise ValueError(message(self._owner(), "centers", f"shape {centers.shape}", needed))
@@ -265,12 +270,12 @@ class KernelClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
 
     classes_: npt.NDArray[Any]
 
-    def _classes(self, y: Any, method: str = "fit") -> npt.NDArray[Any]:
+    def _classes(self, y: Any, method: str = "fit", name: str = "y") -> npt.NDArray[Any]:
         check_classification_targets(y)
         classes = np.asarray(np.unique(y))
         if len(classes) < 2:
             found = f"one class, {classes.tolist()[0]!r}"
-            raise ValueError(message(self._owner(method), "y", found, "at least two classes"))
+            raise ValueError(message(self._owner(method), name, found, "at least two classes"))
         return classes
 
     def _targets(self, y: Any, classes: npt.NDArray[Any], dtype: Any, method: str = "fit") -> Rows:

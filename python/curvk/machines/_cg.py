@@ -157,7 +157,11 @@ class _RidgeCG(KernelMachine):
         packed = gram.Centers(centers)
         preconditioner, jitter = _precondition(owner, centers, len(X), alpha, kernel)
 
-        residual = preconditioner.to_u(gram.rmatvec(X, packed, targets, **kernel).astype(np.float64))
+        slope = gram.rmatvec(X, packed, targets, **kernel).astype(np.float64)
+        if not np.isfinite(slope).all():
+            raise ValueError(message(owner, "y", f"sums beyond {X.dtype}", "smaller numbers; scale y"))
+        scale = np.ldexp(1.0, -np.frexp(np.abs(slope).max(axis=0))[1])  # powers of two: squares stay within double
+        residual = preconditioner.to_u(slope * scale)
         u, direction = np.zeros_like(residual), residual.copy()
         square = np.square(residual).sum(axis=0)  # a number per target: each has conjugate gradients of its own
         first = np.where(square > 0, square, 1.0)
@@ -185,7 +189,7 @@ class _RidgeCG(KernelMachine):
             left = np.sqrt((square / first).max())
             text = f"{owner}: after {iteration} iterations the residual is {left:.1e} of the first, above tol={tol:g}"
             warnings.warn(f"{text}; raise max_iter, alpha or tol, or use float64 X", ConvergenceWarning, stacklevel=3)
-        coef = np.asarray(preconditioner.from_u(u)[1], X.dtype, order="C")
+        coef = np.asarray(preconditioner.from_u(u)[1] / scale, X.dtype, order="C")
         found = {"centers": centers, "coef": coef[:, 0] if flat else coef, "kernel": kernel}
         return found | {"n_iter_": iteration, "jitter_": jitter}
 

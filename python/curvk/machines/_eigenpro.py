@@ -145,6 +145,9 @@ class _EigenPro4(KernelMachine):
                 random_state=rng,
                 stratify=y if stratify else None,
             )
+            if len(held) < 2 and not stratify:
+                found = f"{self.validation_fraction}, {len(held)} of {len(X)} rows"
+                raise ValueError(message(self._owner(), "validation_fraction", found, "two rows or more for an R^2"))
             validation = X[held], np.asarray(y)[held]
             X, Y = X[kept], Y[kept]
         kernel = self._resolve_kernel(X, rng)
@@ -332,10 +335,10 @@ class EigenPro4Classifier(KernelClassifier, _EigenPro4):
         """
         with unchanged_on_error(self):
             X, y = self._check_Xy(X, y)
-            classes = self._classes(y)
+            self.classes_ = classes = self._classes(y)  # the held-out rows may lack one
             fitted = self._fit(X, self._targets(y, classes, X.dtype), y, flat=len(classes) == 2, stratify=True)
             self.__dict__.pop("_solver", None)
-            self._set_fitted(**fitted, classes_=classes)
+            self._set_fitted(**fitted)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -362,7 +365,7 @@ class EigenPro4Classifier(KernelClassifier, _EigenPro4):
             raise ValueError(message(self._owner("partial_fit"), "classes", "None", "all labels at the first call"))
         if classes is None:
             return self.classes_
-        given = self._classes(classes, "partial_fit")
+        given = self._classes(classes, "partial_fit", "classes")
         if not first and not np.array_equal(given, self.classes_):
             raise ValueError(
                 message(self._owner("partial_fit"), "classes", f"{given}", f"those so far, {self.classes_}")
@@ -370,7 +373,7 @@ class EigenPro4Classifier(KernelClassifier, _EigenPro4):
         return given
 
     def _validation_score(self, values: Rows, y: Any) -> float:
-        return float((np.unique(y)[best_class(values)] == y).mean())
+        return float((self.classes_[best_class(values)] == y).mean())
 
 
 class EigenPro4Regressor(KernelRegressor, _EigenPro4):

@@ -41,6 +41,7 @@ class Sampler:
 
     _unit = "step"  # of the progress bar
     _cost: int
+    _counters: tuple[str, ...] = ("n_steps", "n_evaluations")  # the attributes of a state
 
     def __init__(self, x0: Any, seed: int) -> None:
         self._name = type(self).__name__
@@ -138,8 +139,7 @@ class Sampler:
             "version": VERSION,
             "sampler": self._name,
             "settings": self._settings() | {"seed": self.seed},
-            "n_steps": self.n_steps,
-            "n_evaluations": self.n_evaluations,
+            **{key: getattr(self, key) for key in self._counters},
             "arrays": {name: x.copy() if copy else x for name, x in self._arrays().items()},
         }
 
@@ -167,8 +167,10 @@ class Sampler:
             need(state[key].keys() == own[key].keys(), key, f"keys {list(state[key])}", f"keys {list(own[key])}")
         for key, value in own["settings"].items():
             need(state["settings"][key] == value, f"settings[{key!r}]", repr(state["settings"][key]), repr(value))
-        for key in ("n_steps", "n_evaluations"):
-            need(type(state[key]) is int and state[key] >= 0, key, repr(state[key]), "an integer >= 0")
+        for key in self._counters:
+            count = state[key]
+            met = (key == "horizon" and count is None) or (type(count) is int and count >= 0)
+            need(met, key, repr(count), "an integer >= 0")
         for key, x in own["arrays"].items():
             y = state["arrays"][key]
             found = f"{y.dtype} of shape {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
@@ -177,7 +179,8 @@ class Sampler:
         with uninterrupted():
             for key, x in own["arrays"].items():
                 x[...] = state["arrays"][key]
-            self.n_steps, self.n_evaluations = state["n_steps"], state["n_evaluations"]
+            for key in self._counters:
+                setattr(self, key, state[key])
             self._restored()
 
     def _restored(self) -> None:

@@ -112,7 +112,9 @@ class SVCMAES(Sampler):
             values; NaN ranks last. A C-contiguous float64 result is used without a copy. None where only `ask` and
             `tell` are used.
         x0: first means, (n, d), float32 or float64, copied.
-        sigma0: first step size, > 0.
+        sigma0: first step size, > 0, and not below about a hundredth of the distances between the particles: the paths
+            see the repulsion in units of sigma, and a tiny one leaps by orders of magnitude (`repulsion_in_paths=False`
+            takes any).
         popsize: samples per particle and generation, >= 2; 4 or more for a covariance that learns from all samples.
         bandwidth: h of the kernel: a number, or computed anew in each generation by a rule (`curvk.stein.BANDWIDTHS`)
             or a function of the particles.
@@ -131,7 +133,8 @@ class SVCMAES(Sampler):
         **parameters: `alpha` of the rational quadratic kernel.
 
     Attributes:
-        horizon: T of the annealing, or None (then its factor is 1); may be set for loops of `ask` and `tell`.
+        horizon: T of the annealing, or None (then its factor is 1); part of the state. May be set for loops of `ask`
+            and `tell`.
         rates: weights and learning rates, a `curvk.kernels.stein.Rates`.
         h: the bandwidth of the last generation; None where nothing repels.
 
@@ -159,6 +162,7 @@ class SVCMAES(Sampler):
     """
 
     _unit = "generation"
+    _counters = ("n_steps", "n_evaluations", "horizon")
 
     def __init__(
         self,
@@ -186,6 +190,10 @@ class SVCMAES(Sampler):
         self._log_density = log_density
         n, d = self._particles.shape
         self._sigma0 = real(name, "sigma0", sigma0, "a finite number > 0", 0.0, open=True)
+        self._sigma_min = float(np.finfo(self._particles.dtype).tiny)
+        if not self._sigma_min <= self._sigma0 <= _SIGMA_MAX:
+            needed = f"a number in [{self._sigma_min:.4g}, {_SIGMA_MAX:g}] for {self._particles.dtype}"
+            raise ValueError(message(name, "sigma0", f"{sigma0}", needed))
         self.popsize = integer(name, "popsize", popsize, 2, 1 << 31, "2^31")
         self._kernel = kernel_of(name, one_of(name, "kernel", kernel, KERNELS), parameters)
         self._bandwidth = _bandwidth.check(name, bandwidth)
@@ -193,7 +201,6 @@ class SVCMAES(Sampler):
         self._repulsion = real(name, "repulsion", repulsion, "a finite number >= 0", 0.0)
         self._annealing = one_of(name, "annealing", annealing, (None, "log"))
         self._in_paths = bool(repulsion_in_paths)
-        self._sigma_min = float(np.finfo(self._particles.dtype).tiny)
         self._renormalise = bool(renormalise)
         self._condition = _CONDITION[self._particles.dtype.name]
         self.rates = Rates(d, self.popsize)
@@ -329,7 +336,7 @@ class SVCMAES(Sampler):
         return n, d, self.popsize, *self.rates.scalars(self.n_steps + 1), self._sigma_min, _SIGMA_MAX, self._in_paths
 
     def _anneal(self) -> float:
-        if self._annealing is None or self.horizon is None:
+        if self._annealing is None or not self.horizon:
             return 1.0
         return max(math.log(self.horizon / (self.n_steps + 1)), 1.0)
 

@@ -139,7 +139,7 @@ class _Fit:
 
     def __init__(self, x: Floats, factor: float) -> None:
         n, d = x.shape
-        self.mean = x.mean(0, dtype=np.float64)
+        self.mean = x[0] + (x - x[0].astype(np.float64)).mean(0)  # of equal points it is the point, without rounding
         centred = x - self.mean
         covariance = centred.T @ centred * (factor**2 / n)
         scale = float(np.trace(covariance)) / d

@@ -121,7 +121,7 @@ def ksd(
     _check_pairs("ksd", biased, X=x)
     one_of("ksd", "kernel", kernel, STEIN_KERNELS)
     x -= x.mean(0)
-    h = _median("ksd", bandwidth, lambda: gram.median_distance(x))
+    h = _median("ksd", bandwidth, lambda: gram.median_distance(x) if len(x) > 1 else 0.0)
     number = real("ksd", "beta", beta, "a number in (-1, 0)", -1.0, open=True)
     if not number < 0:
         raise ValueError(message("ksd", "beta", f"{beta}", "a number in (-1, 0)"))
