@@ -140,11 +140,12 @@ def fit(spec: dict) -> dict:
         after = memory("VmHWM")
         found = model.predict(task.test[0])
         done = clock()
+    iterations = getattr(model, "n_iter_", None)  # SVC has one for each pair of classes
     return {
         "fit": fitted - start,
         "predict": done - fitted,
         "error": task.error(found),
-        "n_iter": int(np.max(getattr(model, "n_iter_", 0))),
+        "n_iter": 0 if iterations is None else int(np.max(iterations)),
         "before": before,
         "fit peak": after,
         "peak": memory("VmHWM"),

@@ -188,10 +188,8 @@ def draw(results, path):
                 top.plot(x, y, color=colour, lw=1.3, marker=marker, ms=4, label=model)
                 if any(whole):
                     bottom.axhline(peaks[0], color=colour, lw=1, ls="--")
-                    bottom.annotate(
-                        model, (1, peaks[0]), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                        ha="right", fontsize=7.5, color=colour,
-                    )  # fmt: skip
+                    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                    bottom.annotate(model, (0.01, peaks[0]), (0, 2), fontsize=7.5, color=colour, **at)
                 else:
                     bottom.plot([f["n_centers"] for f in fits], peaks, color=colour, lw=1.3, marker="o", ms=4)
             top.set(xscale="log", xlabel="seconds of fit", title=name)
@@ -204,11 +202,15 @@ def draw(results, path):
                 place.xaxis.set_major_formatter(plain)
             bottom.xaxis.set_minor_formatter(NullFormatter())
             bottom.tick_params(axis="x", labelsize=7.5)
+            bottom.set_yticks([100, 200, 500, 1000, 2000, 5000])
+            bottom.set_ylim(100, 4000)
             bottom.yaxis.set_major_formatter(plain)
-            bottom.yaxis.set_minor_formatter(plain)
-            bottom.tick_params(axis="y", which="minor", labelsize=6.5, labelcolor=FAINT)
-        figure.suptitle("Kernel machines as the number of centers grows, gaussian kernel", x=0.01, ha="left", y=0.995)
-        handles = {h.get_label(): h for top in axes[0] for h in top.get_lines()}
+            bottom.yaxis.set_minor_formatter(NullFormatter())
+        threads = results["machine"]["threads"]
+        clock = "one thread" if threads == 1 else f"{threads} threads"
+        title = f"Kernel machines as the number of centers grows: gaussian kernel, {clock}"
+        figure.suptitle(title, x=0.01, ha="left", y=0.995)
+        handles = {h.get_label(): h for top in axes[0] for h in top.get_lines() if len(h.get_xdata())}
         figure.legend(handles.values(), handles, loc="lower center", ncols=4, frameon=False, fontsize=8.5)
         figure.tight_layout(rect=(0, 0.07, 1, 0.99))
         figure.savefig(path, dpi=130)

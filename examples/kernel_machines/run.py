@@ -173,6 +173,7 @@ def main(argv=None):
         found = results["tasks"].setdefault(name, about(task, settings[name]) | {"fits": []})
         for spec in specs(name, settings[name], args.seeds):
             row = find(found["fits"], **{key: spec[key] for key in ("model", "n_centers", "epochs")})
+            row["runs"] = [run for run in row["runs"] if "failed" not in run]  # these are tried again
             if spec["model"] in args.models and all(run["seed"] != spec["seed"] for run in row["runs"]):
                 todo.append((name, spec, row))
     todo.sort(key=lambda item: item[1]["seed"])  # so that each seed is a round of all models
