@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from .._arrays import Array, numpy_view, overlaps_itself, written
 from .._backend import call
 from .._errors import message
 from . import noise
+from ._kernel_function import KERNELS, NUMBERS, Function, function_of, integer
 
 __all__ = [
     "KERNELS",
@@ -27,116 +26,12 @@ __all__ = [
     "row_sums",
 ]
 
-KERNELS = (
-    "gaussian",
-    "laplacian",
-    "matern32",
-    "matern52",
-    "rational_quadratic",
-    "imq",
-    "exponent",
-    "polynomial",
-    "linear",
-)
-"""The kernel functions' names; `matvec` gives their formulas."""
-
 Matrix = np.ndarray[Any, Any]
 Progress = Callable[[int, int], object]
 
-_NUMBERS = {"linear": 0, "polynomial": 1, "gaussian": 2, "laplacian": 3, "matern32": 4, "matern52": 5}
-_NUMBERS |= {"rational_quadratic": 6, "imq": 7, "exponent": 8, "squared distance": 9, "distance": 10}
 _DIFFERENCES_UP_TO = 12  # gram.h: up to this d centers are packed as they are
-_GAUSSIAN_ALPHA = 1e20  # beyond, rational_quadratic is the Gaussian to double's rounding, and 1 / alpha may vanish
 _SLICE_FLOPS = 1.5e9  # of one call: some 50 ms at the least, so that Ctrl-C and progress wait no longer
 _SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
-
-
-@dataclass(frozen=True)
-class _Function:
-    """A kernel function as curvk/gram.h numbers and scales it."""
-
-    number: int
-    scale: float = 0.0
-    shape: float = 0.0
-    degree: int = 0
-
-    @property
-    def of_distance(self) -> bool:
-        return self.number >= 2
-
-
-def _real(op: str, name: str, value: Any) -> float:
-    try:
-        if not isinstance(value, (str, bytes)):
-            return float(value)
-    except OverflowError:
-        return math.inf
-    except (TypeError, ValueError):
-        pass
-    raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", "a real number"))
-
-
-def _integer(op: str, name: str, value: Any, least: int, other: str = "") -> int:
-    needed = f"an integer of {least} or more{other}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", needed))
-    if value.__index__() < least:
-        raise ValueError(message(op, name, f"{value}", needed))
-    return int(value.__index__())
-
-
-def _positive(op: str, name: str, value: Any) -> float:
-    number = _real(op, name, value)
-    if not 0 < number < math.inf:
-        remedy = "median_distance(X) is a usual choice" if name == "bandwidth" else ""
-        raise ValueError(message(op, name, f"{value}", "a number in (0, inf)", remedy))
-    return number
-
-
-def _function(
-    op: str,
-    kernel: str = "gaussian",
-    bandwidth: float | None = None,
-    alpha: float = 1.0,
-    gamma: float = 1.0,
-    coef0: float = 1.0,
-    degree: int = 3,
-) -> _Function:
-    if not isinstance(kernel, str) or kernel not in KERNELS:
-        raise ValueError(message(op, "kernel", repr(kernel), f"one of {', '.join(KERNELS)}"))
-    number = _NUMBERS[kernel]
-    if kernel == "linear":
-        return _Function(number)
-    if kernel == "polynomial":
-        shift = _real(op, "coef0", coef0)
-        if not math.isfinite(shift):
-            raise ValueError(message(op, "coef0", f"{coef0}", "a finite number"))
-        return _Function(number, _positive(op, "gamma", gamma), shift, _integer(op, "degree", degree, 0))
-    if bandwidth is None:
-        remedy = "median_distance(X) is a usual choice"
-        raise TypeError(message(op, "bandwidth", "None", f"a number for the {kernel} kernel", remedy))
-    h = _positive(op, "bandwidth", bandwidth)
-    square = h * h
-    if not sys.float_info.min <= square < math.inf:
-        raise ValueError(message(op, "bandwidth", f"{bandwidth}", "a number whose square a double holds"))
-    if kernel == "rational_quadratic":
-        a = _positive(op, "alpha", alpha)
-        if a > _GAUSSIAN_ALPHA:
-            return _Function(_NUMBERS["gaussian"], 0.5 / square)
-        scale = 0.5 / square / a
-        if scale == math.inf:
-            raise ValueError(message(op, "alpha", f"{alpha}", f"a larger number beside bandwidth {bandwidth}"))
-        return _Function(number, scale, a)
-    if kernel == "exponent":
-        return _Function(number, 1 / h, _positive(op, "gamma", gamma) / 2)
-    scales = {
-        "gaussian": 0.5 / square,
-        "laplacian": 1 / h,
-        "matern32": math.sqrt(3) / h,
-        "matern52": math.sqrt(5) / h,
-        "imq": 1 / square,
-    }
-    return _Function(number, scales[kernel])
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------
@@ -248,7 +143,7 @@ class Centers:
     def __repr__(self) -> str:
         return f"Centers({self.shape[0]} rows of {self.shape[1]}, {self.dtype})"
 
-    def _pack(self, function: _Function) -> _Packed:
+    def _pack(self, function: Function) -> _Packed:
         centred = function.of_distance and self.shape[1] > _DIFFERENCES_UP_TO
         if centred not in self._packed:
             self._packed[centred] = _Packed(self.array, centred)
@@ -273,7 +168,7 @@ def _run(
     w: Matrix | None,
     out: Matrix | None,
     keep: Matrix | None,
-    function: _Function,
+    function: Function,
     accumulate: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -376,7 +271,7 @@ def _product(
     if w.ndim not in (1, 2) or len(w) != len(centers):
         needed = f"shape ({len(centers)},) or ({len(centers)}, c), a row for each in '{names[1]}'"
         raise ValueError(message(op, names[2], f"shape {w.shape}", needed))
-    function = _function(op, **kernel)
+    function = function_of(op, **kernel)
     read = dict(zip(names, (x, centers.array, w), strict=True))
     shape = (len(x), *w.shape[1:])
     if out is None:
@@ -464,7 +359,7 @@ def block(X: Array, Z: Array | Centers, *, out: Array = None, progress: Progress
     array([[1.        ],
            [0.70710678]])
     """
-    return _block("block", X, Z, out, _function("block", **kernel), progress)
+    return _block("block", X, Z, out, function_of("block", **kernel), progress)
 
 
 def distances(X: Array, Z: Array | Centers, *, squared: bool = False, out: Array = None) -> Any:
@@ -482,11 +377,11 @@ def distances(X: Array, Z: Array | Centers, *, squared: bool = False, out: Array
     array([[5.]])
     """
     name = "squared distance" if squared else "distance"
-    return _block("distances", X, Z, out, _Function(_NUMBERS[name]))
+    return _block("distances", X, Z, out, Function(NUMBERS[name]))
 
 
 def _block(
-    op: str, X: Array, Z: Array | Centers, out: Array, function: _Function, progress: Progress | None = None
+    op: str, X: Array, Z: Array | Centers, out: Array, function: Function, progress: Progress | None = None
 ) -> Any:
     x = _rows(op, "X", X)
     centers = _centers(op, "Z", Z, x, "X")
@@ -516,7 +411,7 @@ def diagonal(X: Array, **kernel: Any) -> Any:
     array([5.])
     """
     x = _rows("diagonal", "X", X)
-    function = _function("diagonal", **kernel)
+    function = function_of("diagonal", **kernel)
     if function.of_distance:
         return np.where(np.isfinite(x).all(axis=1), x.dtype.type(1), x.dtype.type(np.nan))
     s = np.einsum("nd,nd->n", x, x)
@@ -528,7 +423,7 @@ def diagonal(X: Array, **kernel: Any) -> Any:
 
 _SAMPLE = 4096  # pairs at least, and four for each row: they bracket the median
 _FEW_ROWS = 128  # up to here all distances fit in the cache
-_SQUARED = _Function(_NUMBERS["squared distance"])
+_SQUARED = Function(NUMBERS["squared distance"])
 _SPREAD = 4.0  # standard deviations of a sample's rank to either side
 
 
@@ -579,10 +474,10 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
     largest = float(abs(x).max())
     if not 4.0 * x.shape[1] * largest * largest < float(np.finfo(x.dtype).max):  # a power would raise OverflowError
         raise ValueError(message(op, "X", f"distances beyond {x.dtype}", "smaller numbers", "scale X down"))
-    if not 0 <= _integer(op, "seed", seed, 0) < 2**64:
+    if not 0 <= integer(op, "seed", seed, 0) < 2**64:
         raise ValueError(message(op, "seed", f"{seed}", "an integer in [0, 2^64)"))
     if pairs is not None:
-        count = _integer(op, "pairs", pairs, 1, ", or None")
+        count = integer(op, "pairs", pairs, 1, ", or None")
         return float(np.sqrt(np.median(_pair_squares(x, *_random_pairs(n, count, seed)))))
     total = n * (n - 1) // 2
     low, high = _order_statistics(x, (total - 1) // 2, total // 2, seed)

@@ -10,6 +10,7 @@ import numpy as np
 from .._backend import Plan
 from .._errors import message
 from ..kernels import gram, noise
+from ..kernels._kernel_function import function_of
 from ..kernels.stein import Rates
 from ..optim._interrupt import uninterrupted
 from ..zeroth._stream import integer, one_of, real
@@ -31,7 +32,7 @@ class _Product:
 
     def __init__(self, x: Floats, columns: Floats, products: Floats) -> None:
         (n, d), c = x.shape, columns.shape[1]
-        packed = gram.Centers(x)._pack(gram._function("matvec", "linear"))  # x is centred; its buffers are used again
+        packed = gram.Centers(x)._pack(function_of("matvec", "linear"))  # x is centred; its buffers are used again
         parts = packed.panels, packed.norms, packed.center
         self._arrays = x, columns, products
         self._pack = Plan("gram_pack", (x.reshape(-1), *parts))
@@ -44,7 +45,7 @@ class _Product:
         if self._long:  # in slices, between which Ctrl-C is heard
             gram.matvec(x, x, columns, out=products, **keywords)
             return
-        f = gram._function("matvec", **keywords)
+        f = function_of("matvec", **keywords)
         n, _, d, _ = self._sizes
         self._pack.run((n, d, 0))
         self._multiply.run((*self._sizes, f.number, f.scale, f.shape, f.degree, 0))

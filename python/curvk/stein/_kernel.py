@@ -19,19 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import message
+from ..kernels._kernel_function import KERNELS
 from ..zeroth._stream import integer, one_of, real
 
-KERNELS = (
-    "gaussian",
-    "laplacian",
-    "matern32",
-    "matern52",
-    "rational_quadratic",
-    "imq",
-    "exponent",
-    "polynomial",
-    "linear",
-)
 Keywords = dict[str, Any]
 
 
