@@ -2,6 +2,7 @@
 // distances) are formed in registers, turned into kernel values in the L1 cache, and multiplied with W from there.
 // Nothing of size n m exists, and no BLAS is needed.
 #include "core/kernel.h"
+#include "core/memory.h"
 #include "core/simd.h"
 
 namespace CURVK_LEVEL {
@@ -22,35 +23,6 @@ constexpr int64_t least_work = 2'000'000;  // multiplications per thread, some 2
 
 template <class T>
 constexpr T near = T(1) / T(1024);  // up to this share of the squared norms q is formed from differences
-
-// ---- memory ---------------------------------------------------------------------------------------------------------
-
-// Zeroed arrays, aligned to cache lines, from one allocation.
-class Memory {
-   public:
-    explicit Memory(int64_t bytes) : data_(static_cast<char*>(aligned_alloc(64, size_t((bytes + 127) / 64 * 64)))) {
-        if (data_) memset(data_, 0, size_t(bytes));
-    }
-    ~Memory() { free(data_); }
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-    explicit operator bool() const { return data_; }
-
-    template <class T>
-    T* take(int64_t n) {
-        T* const p = reinterpret_cast<T*>(data_ + used_);
-        used_ += bytes<T>(n);
-        return p;
-    }
-    template <class T>
-    static int64_t bytes(int64_t n) {
-        return (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-    }
-
-   private:
-    char* data_;
-    int64_t used_ = 0;
-};
 
 inline int64_t parts_of(int64_t n, int64_t length) { return (n + length - 1) / length; }
 
