@@ -401,3 +401,66 @@ def test_ctrl_c_in_a_long_call(ctrl_c: None) -> None:
         few = X[:50]
         K = truth(few, few, bandwidth=5.0)
         check(gram.matvec(few, few, few, bandwidth=5.0), product(K, few))
+
+
+# ---- landmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_landmarks_give_entries_that_depend_on_two_rows_alone(d: int, dtype: Any) -> None:
+    rng = np.random.default_rng(d)
+    X = rng.standard_normal((57, d)).astype(dtype) + 3
+    landmarks = gram.Landmarks(d, capacity=1, dtype=dtype)
+    for i, x in enumerate(X):
+        assert landmarks.append(x + 1) == i
+    for i in rng.permutation(len(X)):
+        landmarks.replace(int(i), X[i])
+    assert len(landmarks) == 57
+    assert np.array_equal(landmarks.array, X)
+    whole = gram.block(X, gram.Landmarks.of(X), bandwidth=3.0)
+    assert np.array_equal(whole, gram.block(X, landmarks, bandwidth=3.0))
+    assert np.array_equal(whole, whole.T)
+    subset = gram.block(X[5:9], gram.Landmarks.of(X[::7]), bandwidth=3.0)
+    assert np.array_equal(subset, whole[5:9, ::7])
+    exact = np.exp(-((X[:, None].astype(float) - X[None]) ** 2).sum(2) / 18)
+    np.testing.assert_allclose(whole, exact, rtol=2e-5 if dtype == np.float32 else 1e-12)
+
+
+def test_landmarks_far_from_the_origin_keep_their_distances() -> None:
+    rng = np.random.default_rng(8)
+    X = rng.standard_normal((40, 20)) + 1e7
+    exact = ((X[:, None] - X[None]) ** 2).sum(2)
+    np.testing.assert_allclose(gram.distances(X, gram.Landmarks.of(X), squared=True), exact, rtol=1e-12)
+
+
+def test_landmarks_refuse_what_does_not_fit() -> None:
+    landmarks = gram.Landmarks(2)
+    with pytest.raises(ValueError, match="argument 'x': got shape"):
+        landmarks.append(np.zeros(3))
+    with pytest.raises(TypeError, match="argument 'x': got float32, needs float64"):
+        landmarks.append(np.zeros(2, np.float32))
+    assert len(landmarks) == 0
+    with pytest.raises(ValueError, match="argument 'slot': got 0"):
+        landmarks.replace(0, np.zeros(2))
+    with pytest.raises(TypeError, match="argument 'dtype'"):
+        gram.Landmarks(2, dtype=np.int64)
+
+
+@pytest.mark.parametrize("c", [1, 6, 17, 20, 40, 70])
+def test_a_row_alone_has_the_bits_that_it_has_among_others(c: int) -> None:
+    """The last rows of X are formed one by one where they are few, with the same sums."""
+    rng = np.random.default_rng(c)
+    for dtype in (np.float32, np.float64):
+        for d in (2, 20):
+            X, Z = (rng.standard_normal((n, d)).astype(dtype) for n in (26, 101))
+            W = rng.standard_normal((101, c)).astype(dtype)
+            centers = gram.Centers(Z)
+            whole, kept = np.empty((26, c), dtype), np.empty((26, 101), dtype)
+            gram.matvec(X, centers, W, out=whole, keep=kept, bandwidth=2.0)
+            for n in (1, 2, 3, 4, 13, 25):
+                part, keep = np.empty((n, c), dtype), np.empty((n, 101), dtype)
+                gram.matvec(X[7 : 7 + n] if n < 20 else X[:n], centers, W, out=part, keep=keep, bandwidth=2.0)
+                first = 7 if n < 20 else 0
+                assert np.array_equal(part, whole[first : first + n])
+                assert np.array_equal(keep, kept[first : first + n])

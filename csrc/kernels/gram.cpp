@@ -19,6 +19,8 @@ constexpr int64_t difference_limit = 12;        // up to this d distances are su
 constexpr int64_t resident_bytes = 256 * 1024;  // of x that stay in the L2 cache beside a group of columns
 constexpr int64_t narrow = 5;  // up to so many outputs W's columns meet the tile's rows; above, its rows the entries
 
+constexpr int64_t single_rows = 3;  // at the end of x up to so many rows are formed one by one, which a tile would not repay
+
 constexpr int64_t least_work = 2'000'000;  // multiplications per thread, some 20 us: less does not pay for a second one
 
 template <class T>
@@ -80,11 +82,11 @@ inline int64_t place(int64_t j, int64_t d) {
     return j / panel<T> * panel<T> * d + j % panel<T>;
 }
 
-// tile[r][j] <- sum over k of x z, or of (x - z)^2. x is packed as [k][tile_rows].
-template <class T, bool differences>
+// tile[r][j] <- sum over k of x z, or of (x - z)^2, for R rows. x is packed as [k][tile_rows].
+template <class T, bool differences, int64_t R>
 void inner(const T* __restrict x, const T* __restrict z, int64_t d, T* __restrict tile) {
     using V = Vector<T>;
-    constexpr int64_t R = tile_rows, P = panel<T>;
+    constexpr int64_t P = panel<T>;
     for (int64_t j = 0; j < group<T>; j += 2 * V::width) {
         const T *left = z + place<T>(j, d), *right = z + place<T>(j + V::width, d);
         typename V::Type sum[R][2] = {};
@@ -92,7 +94,7 @@ void inner(const T* __restrict x, const T* __restrict z, int64_t d, T* __restric
             const typename V::Type a = V::load(left + k * P), b = V::load(right + k * P);
 #pragma GCC unroll 12
             for (int64_t r = 0; r < R; ++r) {
-                const typename V::Type e = x[k * R + r] - typename V::Type{};
+                const typename V::Type e = x[k * tile_rows + r] - typename V::Type{};
                 if constexpr (differences) {
                     sum[r][0] = fused(e - a, e - a, sum[r][0]);
                     sum[r][1] = fused(e - b, e - b, sum[r][1]);
@@ -127,10 +129,11 @@ __attribute__((noinline)) void row_differences(const T* __restrict x, const T* _
 // too: infinite rows are at infinite distance, as they are by differences. So does an infinite sum of the squared norms,
 // for q may be finite.
 template <class T>
-void squared_distances(const T* x, const T* z, int64_t d, const T* x_norms, const T* z_norms, T* __restrict tile) {
+void squared_distances(const T* x, const T* z, int64_t d, const T* x_norms, const T* z_norms, int64_t rows,
+                       T* __restrict tile) {
     T largest = 0;
     for (int64_t j = 0; j < group<T>; ++j) largest = z_norms[j] > largest ? z_norms[j] : largest;
-    for (int64_t r = 0; r < tile_rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
         T* const row = tile + r * group<T>;
         const T norm = x_norms[r], bound = near<T> * (norm + largest);  // not below any entry's own
         int close = 0;
@@ -182,19 +185,19 @@ T bounded(double x) {
     return T(x < -largest ? -largest : x > largest ? largest : x);
 }
 
-// Kernel values of a whole tile, from s or q. Plain loops: the compiler vectorises them.
+// Kernel values of a tile's first `size` elements, from s or q. Plain loops: the compiler vectorises them.
 template <class T>
-using Values = void (*)(T* __restrict tile, const Shape<T>& o);
+using Values = void (*)(T* __restrict tile, int64_t size, const Shape<T>& o);
 
 template <class T>
 constexpr int64_t tile_size = tile_rows * group<T>;
 
 template <class T>
-void as_it_is(T* __restrict, const Shape<T>&) {}
+void as_it_is(T* __restrict, int64_t, const Shape<T>&) {}
 
 template <class T>
-void polynomial(T* __restrict tile, const Shape<T>& o) {
-    for (int64_t i = 0; i < tile_size<T>; ++i) {
+void polynomial(T* __restrict tile, int64_t size, const Shape<T>& o) {
+    for (int64_t i = 0; i < size; ++i) {
         const T base = fused(o.scale, tile[i], o.shape);
         T value = 1;
         for (int64_t k = 0; k < o.degree; ++k) value *= base;
@@ -203,39 +206,39 @@ void polynomial(T* __restrict tile, const Shape<T>& o) {
 }
 
 template <class T>
-void gaussian(T* __restrict tile, const Shape<T>& o) {
+void gaussian(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate;
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = shrink(rate * tile[i]);
+    for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * tile[i]);
 }
 
 template <class T>
-void laplacian(T* __restrict tile, const Shape<T>& o) {
+void laplacian(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate;
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = shrink(rate * root(tile[i]));
+    for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * root(tile[i]));
 }
 
 template <class T>
-void matern32(T* __restrict tile, const Shape<T>& o) {
+void matern32(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, scale = o.scale;
-    for (int64_t i = 0; i < tile_size<T>; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
         const T distance = root(tile[i]), decay = shrink(rate * distance);
         tile[i] = decay == 0 ? T(0) : fused(scale, distance, T(1)) * decay;  // not infinity times 0
     }
 }
 
 template <class T>
-void matern52(T* __restrict tile, const Shape<T>& o) {
+void matern52(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, scale = o.scale;
-    for (int64_t i = 0; i < tile_size<T>; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
         const T distance = root(tile[i]), r = scale * distance, decay = shrink(rate * distance);
         tile[i] = decay == 0 ? T(0) : fused(r, fused(r, T(1) / T(3), T(1)), T(1)) * decay;
     }
 }
 
 template <class T>
-void rational_quadratic(T* __restrict tile, const Shape<T>& o) {
+void rational_quadratic(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T scale = o.scale, shape = o.shape;
-    for (int64_t i = 0; i < tile_size<T>; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
         const T z = scale * tile[i], one_z = T(1) + z;
         // What the sum lost, as a term of its logarithm: a large shape multiplies it.
         const T lost = one_z < Real<T>::infinity ? (z - (one_z - T(1))) / one_z : T(0);
@@ -244,20 +247,20 @@ void rational_quadratic(T* __restrict tile, const Shape<T>& o) {
 }
 
 template <class T>
-void imq(T* __restrict tile, const Shape<T>& o) {
+void imq(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T scale = o.scale;
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = T(1) / root(fused(scale, tile[i], T(1)));
+    for (int64_t i = 0; i < size; ++i) tile[i] = T(1) / root(fused(scale, tile[i], T(1)));
 }
 
 template <class T>
-void exponent(T* __restrict tile, const Shape<T>& o) {
+void exponent(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, shape = o.shape;
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = shrink(rate * exp_of(shape * log_of(tile[i])));
+    for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * exp_of(shape * log_of(tile[i])));
 }
 
 template <class T>
-void distance(T* __restrict tile, const Shape<T>&) {
-    for (int64_t i = 0; i < tile_size<T>; ++i) tile[i] = root(tile[i]);
+void distance(T* __restrict tile, int64_t size, const Shape<T>&) {
+    for (int64_t i = 0; i < size; ++i) tile[i] = root(tile[i]);
 }
 
 constexpr int64_t first_of_distances = 2;
@@ -287,18 +290,18 @@ void multiply(const T* __restrict tile, const T* __restrict w, int64_t columns, 
     typename V::Type sum[R][U] = {};
     for (int64_t j = 0; j < columns; ++j) {
         typename V::Type row[U];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int64_t u = 0; u < U; ++u) row[u] = V::load(w + j * stride + u * V::width);
 #pragma GCC unroll 12
         for (int64_t r = 0; r < R; ++r) {
             const typename V::Type e = tile[r * group<T> + j] - typename V::Type{};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int64_t u = 0; u < U; ++u) sum[r][u] = fused(e, row[u], sum[r][u]);
         }
     }
 #pragma GCC unroll 12
     for (int64_t r = 0; r < R; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int64_t u = 0; u < U; ++u) {
             T* const to = part + r * stride + u * V::width;
             V::store(to, V::load(to) + sum[r][u]);
@@ -307,10 +310,10 @@ void multiply(const T* __restrict tile, const T* __restrict w, int64_t columns, 
 
 // The same for few outputs: lanes of part[r][o] sum the columns of their own, w is [o][m padded].
 template <class T>
-void multiply_narrow(const T* __restrict tile, const T* __restrict w, int64_t stride, int64_t outputs,
+void multiply_narrow(const T* __restrict tile, const T* __restrict w, int64_t stride, int64_t outputs, int64_t rows,
                      T* __restrict part) {
     using V = Vector<T>;
-    for (int64_t r = 0; r < tile_rows; ++r)
+    for (int64_t r = 0; r < rows; ++r)
         for (int64_t o = 0; o < outputs; ++o) {
             typename V::Type sum{};
 #pragma GCC unroll 8
@@ -356,9 +359,23 @@ void pack_weights(const T* w, T* to, int64_t m, const Weights<T>& o) {
 }
 
 template <class T>
-void multiply_tile(const T* tile, const Weights<T>& w, int64_t first, int64_t columns, T* part) {
+void multiply_tile(const T* tile, const Weights<T>& w, int64_t first, int64_t columns, int64_t rows, T* part) {
     constexpr int64_t V = Vector<T>::width;
-    if (w.few) return multiply_narrow(tile, w.data + first, w.stride, w.outputs, part);
+    if (w.few) return multiply_narrow(tile, w.data + first, w.stride, w.outputs, rows, part);
+    if (rows <= single_rows) {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t o = 0; o < w.stride;) {  // as many sums at a time as hide their latency
+                const T *const row = tile + r * group<T>, *const from = w.data + first * w.stride + o;
+                T* const to = part + r * w.stride + o;
+                const int64_t left = (w.stride - o) / V;
+                if (left >= 4) multiply<T, 1, 4>(row, from, columns, w.stride, to);
+                else if (left == 3) multiply<T, 1, 3>(row, from, columns, w.stride, to);
+                else if (left == 2) multiply<T, 1, 2>(row, from, columns, w.stride, to);
+                else multiply<T, 1, 1>(row, from, columns, w.stride, to);
+                o += (left < 4 ? left : 4) * V;
+            }
+        return;
+    }
     for (int64_t o = 0; o < w.stride;) {
         const T* const from = w.data + first * w.stride + o;
         const bool two = o + 2 * V <= w.stride;
@@ -397,12 +414,22 @@ struct Gram {
         }
     }
 
-    // tile <- s or q of one tile of packed rows and the group of columns from j.
-    void fill(const T* row, const T* square, int64_t j, T* tile) const {
+    // tile <- s or q of the first `rows` of one tile of packed rows and the group of columns from j.
+    void fill(const T* row, const T* square, int64_t j, int64_t rows, T* tile) const {
         const T* const z = packed + j * d;
-        if (distances && differences) return inner<T, true>(row, z, d, tile);
-        inner<T, false>(row, z, d, tile);
-        if (distances) squared_distances(row, z, d, square, norms + j, tile);
+        const bool direct = distances && differences;
+        if (rows > single_rows)
+            direct ? inner<T, true, tile_rows>(row, z, d, tile) : inner<T, false, tile_rows>(row, z, d, tile);
+        else
+            for (int64_t r = 0; r < rows; ++r)
+                direct ? inner<T, true, 1>(row + r, z, d, tile + r * group<T>)
+                       : inner<T, false, 1>(row + r, z, d, tile + r * group<T>);
+        if (distances && !direct) squared_distances(row, z, d, square, norms + j, rows, tile);
+    }
+
+    // Of the tile from row i on: all its rows, or the few that are left.
+    static int64_t rows_of(int64_t i, int64_t end) {
+        return end - i <= single_rows ? end - i : tile_rows;
     }
 
     // part[row][slot] += sums over the columns [first, last), in groups that each tile of the rows meets in turn.
@@ -413,17 +440,17 @@ struct Gram {
             const int64_t columns = last - j < group<T> ? last - j : group<T>;
             for (int64_t i = begin; i < end; i += tile_rows) {
                 const int64_t at = i - begin;
-                fill(rows + at * d, squares + at, j, tile);
-                values(tile, shape);
-                const int64_t count = end - i < tile_rows ? end - i : tile_rows;
+                const int64_t formed = rows_of(i, end), count = end - i < tile_rows ? end - i : tile_rows;
+                fill(rows + at * d, squares + at, j, formed, tile);
+                values(tile, formed * group<T>, shape);
                 if (keep)
                     for (int64_t r = 0; r < count; ++r)
                         memcpy(keep + (i + r) * m + j, tile + r * group<T>, size_t(columns) * sizeof(T));
                 if (!part) continue;
                 if (columns < group<T>)  // padding may have given infinities
-                    for (int64_t r = 0; r < tile_rows; ++r)
+                    for (int64_t r = 0; r < formed; ++r)
                         for (int64_t k = columns; k < group<T>; ++k) tile[r * group<T> + k] = 0;
-                multiply_tile(tile, weights, j, columns, part + at * weights.slots());
+                multiply_tile(tile, weights, j, columns, formed, part + at * weights.slots());
             }
         }
     }
@@ -538,7 +565,7 @@ int32_t select(const Gram<T>& gram, int64_t* counts, T* found, int64_t first, T 
             for (int64_t i = begin; i < end; ++i)
                 for (int64_t k = 0; k < 4; ++k) counts[4 * i + k] = 0;
             for (int64_t j = (first + begin + 1) / group<T> * group<T>; j < m; j += group<T>) {
-                gram.fill(rows, squares, j, tile);
+                gram.fill(rows, squares, j, tile_rows, tile);
                 const int64_t columns = m - j < group<T> ? m - j : group<T>;
                 for (int64_t i = begin; i < end; ++i) {
                     const int64_t after = first + i + 1 - j;

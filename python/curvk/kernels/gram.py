@@ -17,6 +17,7 @@ from ._kernel_function import KERNELS, NUMBERS, Function, function_of, integer
 __all__ = [
     "KERNELS",
     "Centers",
+    "Landmarks",
     "block",
     "diagonal",
     "distances",
@@ -141,13 +142,93 @@ class Centers:
         return len(self.array)
 
     def __repr__(self) -> str:
-        return f"Centers({self.shape[0]} rows of {self.shape[1]}, {self.dtype})"
+        return f"{type(self).__name__}({self.shape[0]} rows of {self.shape[1]}, {self.dtype})"
 
     def _pack(self, function: Function) -> _Packed:
         centred = function.of_distance and self.shape[1] > _DIFFERENCES_UP_TO
         if centred not in self._packed:
             self._packed[centred] = _Packed(self.array, centred)
         return self._packed[centred]
+
+
+class Landmarks(Centers):
+    """Centers that come and go: a row that is appended or replaced is packed again with the few beside it.
+
+    Args:
+        d: columns of a row, >= 1.
+        capacity: rows to make room for at first; more is made by doubling.
+        dtype: float32 or float64 (default).
+
+    Attributes:
+        array, shape, dtype: as those of `Centers`; `array` is a view that the next row may leave behind.
+
+    Raises:
+        TypeError, ValueError: another dtype, a row of another width, a slot that is not there.
+
+    The origin is 0, not the rows' mean: the bits of an entry of `block` depend on its two rows alone, whichever of them
+    is the center, and do not change as other rows come and go. The price above d = 12: norms that are large beside the
+    distances lose digits, up to 2^10 roundings of a distance, before they are formed anew.
+
+    >>> import numpy as np
+    >>> Z = Landmarks(2)
+    >>> Z.append(np.array([0.0, 0.0])), Z.append(np.array([3.0, 4.0]))
+    (0, 1)
+    >>> Z.replace(0, np.array([3.0, 3.0]))
+    >>> distances(np.array([[3.0, 4.0]]), Z)
+    array([[1., 0.]])
+    """
+
+    def __init__(self, d: int, capacity: int = 16, dtype: Any = np.float64) -> None:
+        d, capacity = integer("Landmarks", "d", d, 1), integer("Landmarks", "capacity", capacity, 1)
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(message("Landmarks", "dtype", f"{dtype}", "float32 or float64"))
+        self._count, self._group = 0, 128 // np.dtype(dtype).itemsize
+        self._all = np.zeros((-(-capacity // self._group) * self._group, d), dtype)
+        self._panels = _Packed(self._all, centred=False)
+
+    @classmethod
+    def of(cls, rows: Array) -> Landmarks:
+        """Landmarks with a copy of these rows (m, d)."""
+        x = _rows("Landmarks.of", "rows", rows)
+        self = cls(x.shape[1], max(len(x), 1), x.dtype)
+        self._all[: len(x)] = x
+        self._count, self._panels = len(x), _Packed(self._all, centred=False)
+        return self
+
+    @property
+    def array(self) -> Matrix:  # type: ignore[override]  # Centers holds its own
+        return self._all[: self._count]
+
+    def append(self, x: Array) -> int:
+        """Adds the row x (d,) and gives its slot."""
+        if self._count == len(self._all):
+            grown = np.zeros((2 * self._count, self._all.shape[1]), self._all.dtype)
+            grown[: self._count] = self._all
+            self._all, self._panels = grown, _Packed(grown, centred=False)
+        self._count += 1
+        try:
+            self.replace(self._count - 1, x)
+        except BaseException:
+            self._count -= 1
+            raise
+        return self._count - 1
+
+    def replace(self, slot: int, x: Array) -> None:
+        """Puts the row x (d,) in place of the one in this slot."""
+        if not 0 <= slot < self._count:
+            raise ValueError(message("Landmarks.replace", "slot", f"{slot}", f"a slot in [0, {self._count})"))
+        row = _like("Landmarks", "x", x, self._all, "Landmarks")
+        d = self._all.shape[1]
+        if row.shape != (d,):
+            raise ValueError(message("Landmarks", "x", f"shape {row.shape}", f"shape ({d},)"))
+        self._all[slot] = row
+        first = slot // self._group * self._group
+        part, p = slice(first, first + self._group), self._panels
+        panels = p.panels[first * d : (first + self._group) * d]
+        call("gram_pack", (self._all[part].reshape(-1), panels, p.norms[part], p.center), (self._group, d, 0))
+
+    def _pack(self, function: Function) -> _Packed:
+        return self._panels
 
 
 def _centers(op: str, name: str, Z: Array | Centers, x: Matrix, like: str) -> Centers:
