@@ -6,11 +6,8 @@ A machine is f(x) = sum_j K(x, z_j) coef_j with centers z_j. After `fit` it hold
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from numbers import Integral, Real
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,47 +18,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import _store
 from .._errors import message
+from .._estimator import (
+    WITHOUT_BANDWIDTH,
+    Keywords,
+    check_int,
+    from_plain,
+    kernel_keywords,
+    to_plain,
+)
 from ..kernels import gram
 
 Rows = npt.NDArray[Any]
-Keywords = dict[str, Any]
 Machine = TypeVar("Machine", bound="KernelMachine")
 
-KERNEL_PARAMS = ("alpha", "gamma", "coef0", "degree")
-WITHOUT_BANDWIDTH = ("polynomial", "linear")
 MEDIAN_ROWS = 1000  # the median over the pairs of so many rows is within some percent of that of all pairs
-
-
-def check_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """One of the given words."""
-    if not isinstance(value, str):
-        raise TypeError(message(owner, name, f"{value!r}", f"one of {', '.join(choices)}"))
-    if value not in choices:
-        raise ValueError(message(owner, name, f"{value!r}", f"one of {', '.join(choices)}"))
-    return value
-
-
-def check_int(owner: str, name: str, value: Any, at_least: int) -> int:
-    """An integer from `at_least` on; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(message(owner, name, f"{value!r}", f"an integer >= {at_least}"))
-    if value < at_least:
-        raise ValueError(message(owner, name, f"{value}", f"an integer >= {at_least}"))
-    return int(value)
-
-
-def check_float(
-    owner: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None
-) -> float:
-    """A finite real number within its bound; True and False are none."""
-    bound = f"a finite number > {above}" if above is not None else f"a finite number >= {at_least}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(message(owner, name, f"{value!r}", bound))
-    number = float(value)
-    inside = number > above if above is not None else at_least is None or number >= at_least
-    if not math.isfinite(number) or not inside:
-        raise ValueError(message(owner, name, f"{value}", bound))
-    return number
 
 
 def draw_centers(X: Rows, count: int, rng: np.random.RandomState) -> Rows:
@@ -87,18 +57,6 @@ def median_bandwidth(X: Rows, rng: np.random.RandomState) -> float:
         apart = gram.distances(rows, rows)
         median = float(np.median(apart[apart > 0])) if (apart > 0).any() else 1.0
     return median
-
-
-@contextmanager
-def unchanged_on_error(machine: Any) -> Iterator[None]:
-    """An error or Ctrl-C inside leaves the estimator's attributes as they were before."""
-    before = dict(vars(machine))
-    try:
-        yield
-    except BaseException:
-        machine.__dict__.clear()
-        machine.__dict__.update(before)
-        raise
 
 
 class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -134,23 +92,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
 
     def _check_kernel(self) -> Keywords:
         """`kernel` and `kernel_params` as keywords of the engine, the bandwidth still to come."""
-        owner = self._owner()
-        keywords: Keywords = {"kernel": check_choice(owner, "kernel", self.kernel, tuple(gram.KERNELS))}
-        if not isinstance(self.kernel_params, Mapping | None):
-            raise TypeError(message(owner, "kernel_params", f"{self.kernel_params!r}", "a dict or None"))
-        for name, value in dict(self.kernel_params or {}).items():
-            check_choice(owner, "kernel_params", name, KERNEL_PARAMS)
-            if name == "degree":
-                keywords[name] = check_int(owner, name, value, 1)
-            else:
-                keywords[name] = check_float(
-                    owner, name, value, **({"at_least": 0.0} if name == "coef0" else {"above": 0.0})
-                )
-        if not isinstance(self.bandwidth, str):
-            check_float(owner, "bandwidth", self.bandwidth, above=0.0)
-        elif self.bandwidth != "median":
-            raise ValueError(message(owner, "bandwidth", f"{self.bandwidth!r}", "a number > 0 or 'median'"))
-        return keywords
+        return kernel_keywords(self._owner(), self.kernel, self.bandwidth, self.kernel_params)
 
     def _resolve_kernel(self, X: Rows, rng: np.random.RandomState) -> Keywords:
         """All keywords of the engine, the bandwidth as a number measured on X where it is 'median'."""
@@ -211,7 +153,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         check_is_fitted(self)
         fitted = {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
         state = {"params": self.get_params(deep=False), "fitted": fitted}
-        packed = {part: {k: _plain(v) for k, v in values.items()} for part, values in state.items()}
+        packed = {part: {k: to_plain(v) for k, v in values.items()} for part, values in state.items()}
         _store.write(path, {"machine": type(self).__name__} | packed)
 
     @classmethod
@@ -221,20 +163,9 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         if not isinstance(state, dict) or state.get("machine") != cls.__name__:
             found = state.get("machine") if isinstance(state, dict) else None
             raise ValueError(message(f"{cls.__name__}.load", "path", f"a file of {found}", f"one of {cls.__name__}"))
-        machine = cls(**{k: _object(v) for k, v in state["params"].items()})
-        machine.__setstate__({**vars(machine), **{k: _object(v) for k, v in state["fitted"].items()}})
+        machine = cls(**{k: from_plain(v) for k, v in state["params"].items()})
+        machine.__setstate__({**vars(machine), **{k: from_plain(v) for k, v in state["fitted"].items()}})
         return machine
-
-
-def _plain(value: Any) -> Any:
-    """Arrays of Python objects (labels, feature names) as lists of strings and numbers, which need no pickle."""
-    return {"objects": value.tolist()} if isinstance(value, np.ndarray) and value.dtype.hasobject else value
-
-
-def _object(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() == {"objects"}:
-        return np.array(value["objects"], object)
-    return value
 
 
 class KernelRegressor(MultiOutputMixin, RegressorMixin, KernelMachine):  # type: ignore[misc]

@@ -15,16 +15,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from .._errors import message
+from .._estimator import Keywords, check_float, check_int, unchanged_on_error
 from ..kernels import gram
 from ._base import (
     KernelClassifier,
     KernelMachine,
     KernelRegressor,
-    Keywords,
     Rows,
-    check_float,
-    check_int,
-    unchanged_on_error,
 )
 
 __all__ = ["KernelRidgeCG", "KernelRidgeCGClassifier"]

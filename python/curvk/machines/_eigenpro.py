@@ -15,18 +15,14 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from .._errors import message
+from .._estimator import Keywords, check_choice, check_float, check_int, unchanged_on_error
 from ..kernels import gram
 from ._base import (
     KernelClassifier,
     KernelMachine,
     KernelRegressor,
-    Keywords,
     Rows,
     best_class,
-    check_choice,
-    check_float,
-    check_int,
-    unchanged_on_error,
 )
 from ._cycle import Setting, Trainer, steps_per_projection
 from ._nystrom import Nystrom, largest_diagonal, measured, nystrom

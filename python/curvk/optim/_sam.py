@@ -15,11 +15,11 @@ from .. import _store
 from .._arrays import Array, numpy_view, written
 from .._backend import Plan
 from .._errors import message
+from .._interrupt import uninterrupted as uninterrupted
 from ..kernels.curvature import asam_norm
 from ..kernels.optim import global_norm
 from . import _storage
 from ._base import Optimizer
-from ._interrupt import uninterrupted as uninterrupted
 from ._states import FORMAT, VERSION, Arrays
 from ._storage import Group
 

@@ -12,8 +12,8 @@ import numpy as np
 from .. import _store
 from .._arrays import numpy_view, written
 from .._errors import message
+from .._interrupt import uninterrupted
 from . import _storage
-from ._interrupt import uninterrupted
 from ._storage import Group, Storage
 
 Arrays = list[Any]

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _store
 from .._arrays import numpy_view
 from .._errors import message
-from ..optim._interrupt import uninterrupted
+from .._interrupt import uninterrupted
 from ..zeroth._stream import SEEDS, integer
 
 FORMAT, VERSION = "curvk.stein", 1

@@ -9,10 +9,10 @@ import numpy as np
 
 from .._backend import Plan
 from .._errors import message
+from .._interrupt import uninterrupted
 from ..kernels import gram, noise
 from ..kernels._kernel_function import function_of
 from ..kernels.stein import Rates
-from ..optim._interrupt import uninterrupted
 from ..zeroth._stream import integer, one_of, real
 from . import _bandwidth
 from ._base import Callback, Floats, Sampler, checked

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._interrupt import uninterrupted
 from ..kernels.sweep import FORMATS, ROUNDINGS
-from ..optim._interrupt import uninterrupted
 from ..optim._storage import DEFAULTS, Fault, choice_fault, fault
 from ._states import State, number, state_dtype
 
