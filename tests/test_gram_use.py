@@ -464,3 +464,33 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others(c: int) -> None:
                 first = 7 if n < 20 else 0
                 assert np.array_equal(part, whole[first : first + n])
                 assert np.array_equal(keep, kept[first : first + n])
+
+
+# ---- bound products --------------------------------------------------------------------------------------------------
+
+
+def test_a_bound_product_follows_what_its_rows_hold() -> None:
+    rng = np.random.default_rng(3)
+    X, Z, W = rng.standard_normal((5, 7)), rng.standard_normal((40, 7)), rng.standard_normal((40, 6))
+    x, f, k = np.empty((1, 7)), np.empty((1, 6)), np.empty((1, 40))
+    centers = gram.Centers(Z)
+    product = gram.bind(x, centers, W, out=f, kernel="matern32", bandwidth=2.0)
+    values = gram.bind(x, centers, None, out=k, kernel="matern32", bandwidth=2.0)
+    for row in X:
+        x[0] = row
+        product()
+        values()
+        assert np.array_equal(f, gram.matvec(row[None], centers, W, kernel="matern32", bandwidth=2.0))
+        assert np.array_equal(k, gram.block(row[None], centers, kernel="matern32", bandwidth=2.0))
+
+
+def test_a_bound_product_refuses_what_it_cannot_follow() -> None:
+    X, Z, W = np.zeros((4, 3)), np.zeros((5, 3)), np.zeros((5, 2))
+    with pytest.raises(ValueError, match="argument 'X': got an array that is not C-contiguous"):
+        gram.bind(X[::2], Z, W, out=np.empty((2, 2)), bandwidth=1.0)
+    with pytest.raises(ValueError, match="argument 'W': got shape"):
+        gram.bind(X, Z, W[:, 0], out=np.empty(4), bandwidth=1.0)
+    with pytest.raises(ValueError, match="argument 'out': got shape"):
+        gram.bind(X, Z, W, out=np.empty((4, 3)), bandwidth=1.0)
+    with pytest.raises(ValueError, match="memory shared with 'W'"):
+        gram.bind(X, Z, W, out=W[:4], bandwidth=1.0)

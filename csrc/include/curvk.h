@@ -36,12 +36,15 @@ CURVK_API int64_t curvk_set_thread_limit(int64_t n);         /* for the calling 
 CURVK_API int32_t curvk_openmp(void);                        /* OpenMP's version date, 0 if built without */
 CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked child, where kernels run on one thread */
 
+#include "curvk/budget.h"
 #include "curvk/curvature.h"
 #include "curvk/gram.h"
 #include "curvk/half.h"
 #include "curvk/linalg.h"
 #include "curvk/noise.h"
+#include "curvk/online.h"
 #include "curvk/optim.h"
+#include "curvk/sketch.h"
 #include "curvk/stein.h"
 #include "curvk/sweep.h"
 #include "curvk/vmath.h"

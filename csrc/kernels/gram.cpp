@@ -352,9 +352,12 @@ Weights<T> weights_of(int64_t m, int64_t c) {
 template <class T>
 void pack_weights(const T* w, T* to, int64_t m, const Weights<T>& o) {
     for_ranges(m, 4096, [=](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j)
-            for (int64_t k = 0; k < o.outputs; ++k)
-                to[o.few ? k * o.stride + j : j * o.stride + k] = w[j * o.outputs + k];
+        if (o.few)
+            for (int64_t j = begin; j < end; ++j)
+                for (int64_t k = 0; k < o.outputs; ++k) to[k * o.stride + j] = w[j * o.outputs + k];
+        else
+            for (int64_t j = begin; j < end; ++j)
+                for (int64_t k = 0; k < o.outputs; ++k) to[j * o.stride + k] = w[j * o.outputs + k];
     });
 }
 

@@ -1,5 +1,18 @@
 """Low-level kernels on your own arrays, in place."""
 
-from . import curvature, gram, half, linalg, noise, optim, stein, sweep, vmath
+from . import budget, curvature, gram, half, linalg, noise, online, optim, sketch, stein, sweep, vmath
 
-__all__ = ["curvature", "gram", "half", "linalg", "noise", "optim", "stein", "sweep", "vmath"]
+__all__ = [
+    "budget",
+    "curvature",
+    "gram",
+    "half",
+    "linalg",
+    "noise",
+    "online",
+    "optim",
+    "sketch",
+    "stein",
+    "sweep",
+    "vmath",
+]
