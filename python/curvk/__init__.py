@@ -13,7 +13,7 @@ from ._backend import get_backend, get_simd, set_simd, simd_levels, use_backend,
 from ._threads import get_num_threads, set_num_threads, threads
 
 __version__ = version
-_SUBMODULES = ("capi", "curvature", "kernels", "machines", "optim", "stein", "torch", "zeroth")
+_SUBMODULES = ("capi", "curvature", "kernels", "machines", "online", "optim", "sketch", "stein", "torch", "zeroth")
 __all__ = [
     "capi",
     "curvature",
@@ -22,10 +22,12 @@ __all__ = [
     "get_simd",
     "kernels",
     "machines",
+    "online",
     "optim",
     "set_num_threads",
     "set_simd",
     "simd_levels",
+    "sketch",
     "stein",
     "threads",
     "torch",
