@@ -14,8 +14,9 @@ import curvk
 import numpy as np
 import pytest
 from curvk import _backend, _demo, cli
-from curvk._demo import digits, kernels, limits, peers
+from curvk._demo import digits, kernels, limits, peers, stream
 from curvk.kernels import noise
+from curvk.online import FORKSClassifier
 from curvk.stein.problems import DoubleBanana
 
 STEERING = ("CURVK_BACKEND", "CURVK_SIMD", "CURVK_NUM_THREADS", "OMP_NUM_THREADS")
@@ -234,7 +235,34 @@ def test_demo_samplers_against_numpy() -> None:
         assert row["mmd2"][0] == pytest.approx(mean[0] + mean[1] - 2 * mean[2], rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "lowest"), [("demo.png", 800), ("samplers.png", 400)])
+def test_demo_stream(quick_demo: tuple[Done, Path], demo_report: dict[str, Any]) -> None:
+    entry = demo_report["stream"]
+    forks, batches, last = entry["learners"]
+    assert all(f"  {row['learner']}  " in quick_demo[0].stdout for row in entry["learners"])
+    assert entry["rows"] == stream.QUICK_ROWS
+    assert forks["mistakes"] < batches["mistakes"] < last["mistakes"]
+    assert forks["mistakes"] < 0.01 * entry["rows"]
+    assert any("predicts each row before it learns it" in note for note in demo_report["notes"])
+
+
+def test_demo_streams_mistakes_are_those_of_single_rows() -> None:
+    """The running count equals a loop that asks for a prediction and then teaches."""
+    X, y = stream.load(True)
+    told: list[str] = []
+    entry, curves = stream.run(True, 3, told.append)
+    assert len(told) == stream.steps(True)
+    assert f"{entry['learners'][0]['mistakes'] / len(y):.2%}" in told[stream.QUICK_ROWS // stream.PIECE - 1]
+    learner = FORKSClassifier(random_state=int(np.random.default_rng(3).integers(1 << 31)))
+    learner.partial_fit(X[:1], y[:1], classes=[0, 1])
+    mistakes = [int(y[0] != 0)]  # nothing was known: the first of the classes
+    for x, label in zip(X[1:1500], y[1:1500], strict=True):
+        mistakes.append(mistakes[-1] + int(learner.predict(x[None])[0] != label))
+        learner.learn_one(x, label)
+    assert curves["curvk FORKS"][:1500].tolist() == mistakes
+    assert curves[stream.FLOOR][-1] == 1 + (y[1:] != y[:-1]).sum()
+
+
+@pytest.mark.parametrize(("name", "lowest"), [("demo.png", 800), ("samplers.png", 400), ("stream.png", 400)])
 def test_demo_picture_is_a_picture(name: str, lowest: int, quick_demo: tuple[Done, Path]) -> None:
     from matplotlib import image
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-NEEDS = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+NEEDS = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib", "tqdm": "tqdm", "river": "river"}
 LARGE = 10_000_000
 
 
@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="curvk demo",
         description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, with "
         "Alice and late SAM, and without gradients with its FZOO, beside the same methods in NumPy; fits its kernel "
-        "machines beside scikit-learn's; samples a density with SV-CMA-ES. Prints tables; writes demo.png, "
-        "samplers.png and demo.json. Uses no network.",
+        "machines beside scikit-learn's; samples a density with SV-CMA-ES; learns from a stream, the sensors of a space "
+        "shuttle, with FORKS. Prints tables; writes demo.png, samplers.png, stream.png and demo.json. Uses no network.",
     )
     parser.add_argument("--quick", action="store_true", help="one small model, under 20 seconds")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)")
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
     from .. import __version__, threads
     from .._bench.report import write
-    from . import curvature, digits, figure, kernels, report, zeroth
+    from . import curvature, digits, figure, kernels, report, stream, zeroth
     from .limits import MemoryLimit, large_array
     from .run import FULL, QUICK, RECIPES, as_row, run
 
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     data = digits.load(arguments.seed)
     models = QUICK if arguments.quick else FULL
     total = sum(model.steps(data) for model in models) * len(RECIPES) + zeroth.steps(models[0], data)
-    total += 3 * curvature.budget(models[0], data) + kernels.steps(arguments.quick)
+    total += 3 * curvature.budget(models[0], data) + kernels.steps(arguments.quick) + stream.steps(arguments.quick)
     rows, trained = [], {}
     with (
         threads(machine["threads"]),
@@ -113,6 +113,12 @@ def main(argv: list[str]) -> int:
         machines = kernels.run_machines(data, machine["threads"], arguments.quick, arguments.seed, bar.update)
         bar.set_description("samplers")
         samplers, points = kernels.run_samplers(arguments.quick, arguments.seed, bar.update)
+
+        def tell(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        streamed, mistakes = stream.run(arguments.quick, arguments.seed, tell)
         bar.set_description("a large array")
         large = as_row(large_array(limit, LARGE, rounds=5 if arguments.quick else 9))
     result: dict[str, Any] = {
@@ -126,14 +132,16 @@ def main(argv: list[str]) -> int:
         "curvature": several,
         "kernel_machines": machines,
         "samplers": samplers,
+        "stream": streamed,
         "large_array": large,
     }
     result["notes"] = report.notes(result)
-    result["files"] = [str(out / name) for name in ("demo.png", "samplers.png", "demo.json")]
+    result["files"] = [str(out / name) for name in ("demo.png", "samplers.png", "stream.png", "demo.json")]
 
     logits = trained[models[0].name, "Adam"].model.logits(data.x_test)
     write(out / "demo.png", lambda path: figure.draw(path, result, data.x_test, data.y_test, logits, "Adam"))
     write(out / "samplers.png", lambda path: figure.draw_samplers(path, samplers, points))
+    write(out / "stream.png", lambda path: figure.draw_stream(path, streamed, mistakes))
     text = json.dumps(result, indent=2)
     write(out / "demo.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -141,7 +149,8 @@ def main(argv: list[str]) -> int:
         print(text)
     else:
         parts = [report.table(rows), report.curvature_table(several), report.zeroth_table(no_gradients)]
-        parts += [report.machines_table(machines), report.samplers_table(samplers), report.large_line(large)]
+        parts += [report.machines_table(machines), report.samplers_table(samplers), report.stream_table(streamed)]
+        parts.append(report.large_line(large))
         print("\n\n".join([*parts, report.paragraphs(result["notes"])]))
         print("\nwritten: " + ", ".join(result["files"]))
     return 0

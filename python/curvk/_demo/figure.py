@@ -1,4 +1,5 @@
-"""demo.png: accuracy curves, time per parameter, a step without gradients, the digits; samplers.png: particles."""
+"""demo.png: accuracy curves, time per parameter, a step without gradients, the digits; samplers.png: particles;
+stream.png: mistakes as the rows go by."""
 
 from __future__ import annotations
 
@@ -221,3 +222,19 @@ def draw_samplers(path: Path, entry: dict[str, Any], clouds: dict[str, Array]) -
             fontsize=9,
             color=FAINT,
         )
+
+
+def draw_stream(path: Path, entry: dict[str, Any], curves: dict[str, Array]) -> None:
+    """Writes the running mistakes of each learner as PNG."""
+    with _sheet(path, (13, 5)) as figure:
+        axes = figure.subplots()
+        for (name, curve), colour in zip(curves.items(), (CURVK, COLOURS["SGD"], FAINT), strict=True):
+            rows = np.arange(1, len(curve) + 1)
+            axes.plot(rows, curve, color=colour, lw=2, label=f"{name}: {curve[-1]:,}, {curve[-1] / len(curve):.2%}")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
+        axes.set_xlim(0, entry["rows"])
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(f"rows of {entry['data']}, each predicted before it is learned")
+        axes.set_title(f"Mistakes so far; {entry['anomalies']:.1%} of the rows are anomalies", loc="left")
+        axes.legend(loc="lower right", frameon=False)
