@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="curvk demo",
         description="Trains perceptrons on scikit-learn's 1,797 handwritten digits with curvk's fused optimizers, with "
         "Alice and late SAM, and without gradients with its FZOO, beside the same methods in NumPy; fits its kernel "
-        "machines beside scikit-learn's; samples a density with SV-CMA-ES; learns from a stream, the sensors of a space "
-        "shuttle, with FORKS. Prints tables; writes demo.png, samplers.png, stream.png and demo.json. Uses no network.",
+        "machines beside scikit-learn's; samples a density with SV-CMA-ES; learns from a stream, a space shuttle's "
+        "sensors, with FORKS. Prints tables; writes demo.png, samplers.png, stream.png and demo.json. Uses no network.",
     )
     parser.add_argument("--quick", action="store_true", help="one small model, under 20 seconds")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)")

@@ -187,9 +187,7 @@ def samplers_table(entry: dict[str, Any]) -> str:
 
 def stream_table(entry: dict[str, Any]) -> str:
     """One line per learner."""
-    title = (
-        f"A stream: {entry['rows']:,} rows of {entry['data']}, {entry['anomalies']:.1%} anomalies, one after the other"
-    )
+    title = f"A stream: {entry['rows']:,} rows of {entry['data']}, {entry['anomalies']:.1%} anomalies"
     lines = [title, *_titles(_STREAM_HEAD)]
     for row in entry["learners"]:
         speed = "" if row["us_per_row"] is None else f"{row['us_per_row']:.1f}"
@@ -200,10 +198,10 @@ def stream_table(entry: dict[str, Any]) -> str:
 
 def _stream_notes(entry: dict[str, Any]) -> list[str]:
     return [
-        f"In the stream FORKS predicts each row before it learns it, and nothing was tuned: its bandwidth is the median "
-        f"distance of the first 128 rows. scikit-learn predicts and learns batches of {entry['batch']:,}, with landmarks "
-        "drawn from rows it had in advance: less work per row, and later news. Both run on one thread. Columns have "
-        "mean 0 and variance 1 over all rows.",
+        "In the stream FORKS predicts each row before it learns it, and nothing was tuned: its bandwidth is the "
+        "median distance of the first 128 rows. scikit-learn predicts and learns batches of "
+        f"{entry['batch']:,}, with landmarks drawn from rows it had in advance: less work per row, and later news. "
+        "Both run on one thread. Columns have mean 0 and variance 1 over all rows.",
     ]
 
 
