@@ -379,6 +379,8 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
     mistakes_: int
     drifts_: int
 
+    _newcomer: bool = False
+
     def _outputs(self) -> int:
         return 1 if len(self.classes_) <= 2 else len(self.classes_)
 
@@ -389,6 +391,9 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
         return np.asarray(F[:, 0] > 0 if F.shape[1] == 1 else F.argmax(axis=1), np.intp)
 
     def _note(self, F: Rows, Y: Rows, targets: Any) -> None:
+        if self._newcomer:  # the class of the first row has joined with it: nobody could have said it before
+            F[0, -1] = -np.inf
+            self._newcomer = False
         mistakes = int((self._best(F) != targets).sum())
         self.mistakes_ += mistakes
         self._recent += mistakes
@@ -453,7 +458,7 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
 
     def _join(self, label: Labels) -> None:
         """One class more, (1,)."""
-        self._row = None
+        self._row, self._newcomer = None, True
         old = len(self.classes_)
         self.classes_ = np.concatenate([self.classes_, label])
         if old == 2:  # the one output stood for the second class, with its sign for the first
