@@ -142,6 +142,15 @@ inline double fold(double* lane) {
     return lane[0];
 }
 
+inline double dot(const double* __restrict x, const double* __restrict y, int64_t n) {
+    double lane[lanes] = {};
+    const int64_t whole = n / lanes * lanes;
+    for (int64_t i = 0; i < whole; i += lanes)
+        for (int64_t l = 0; l < lanes; ++l) lane[l] += x[i + l] * y[i + l];
+    for (int64_t l = 0; l < n - whole; ++l) lane[l] += x[whole + l] * y[whole + l];
+    return fold(lane);
+}
+
 inline bool is_finite(double x) { return x - x == 0; }
 
 }  // namespace

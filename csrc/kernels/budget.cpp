@@ -1,4 +1,5 @@
 #include "core/kernel.h"
+#include "core/losses.h"
 #include "core/memory.h"
 
 namespace CURVK_LEVEL {
@@ -7,32 +8,12 @@ namespace {
 
 enum Rule : int64_t { append, rbp, forgetron, bpas, projectron, projectron_plus, bogd };
 
-inline double dot(const double* __restrict x, const double* __restrict y, int64_t n) {
-    double lane[lanes] = {};
-    const int64_t whole = n / lanes * lanes;
-    for (int64_t i = 0; i < whole; i += lanes)
-        for (int64_t l = 0; l < lanes; ++l) lane[l] += x[i + l] * y[i + l];
-    for (int64_t l = 0; l < n - whole; ++l) lane[l] += x[whole + l] * y[whole + l];
-    return fold(lane);
-}
-
 inline void add(double a, const double* __restrict x, double* __restrict y, int64_t n) {
     for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
 inline void multiply(double a, double* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] *= a;
-}
-
-inline double slope(int64_t loss, double y, double f) {
-    const double margin = 1 - y * f;
-    switch (loss) {
-        case 0: return margin > 0 ? -2 * y * margin : 0;
-        case 1: return margin > 0 ? -y : 0;
-        case 2: return -y / (1 + exp_of(y * f));
-        case 3: return 2 * (f - y);
-        default: return y * f <= 0 ? -y : 0;
-    }
 }
 
 inline int64_t least(const double* x, int64_t n) {

@@ -1,8 +1,9 @@
 #include "core/kernel.h"
+#include "core/losses.h"
 #include "core/memory.h"
 
-// w, A^-1 and the row at hand lie in buffers whose rows are padded with zeros to whole groups of 8: with the 20 features
-// that are usual, loops of that length take four times as long. Zeros change no bit of a sum.
+// With few features w, A^-1 and the row at hand are copied to buffers whose rows are padded with zeros to whole groups of 8:
+// with the usual 20 features, loops of that length take four times as long. Zeros change no bit of a sum.
 
 namespace CURVK_LEVEL {
 #include "curvk/online.h"
@@ -10,22 +11,14 @@ namespace {
 
 enum Rule : int64_t { gradient, newton, published, kons, ridge };
 
-constexpr int64_t group = 8;
-
-inline double dot(const double* __restrict x, const double* __restrict y, int64_t padded) {
-    double lane[lanes] = {};
-    int64_t i = 0;
-    for (; i + lanes <= padded; i += lanes)
-        for (int64_t l = 0; l < lanes; ++l) lane[l] += x[i + l] * y[i + l];
-    if (i < padded)
-        for (int64_t l = 0; l < group; ++l) lane[l] += x[i + l] * y[i + l];
-    return fold(lane);
-}
+constexpr int64_t group = 8, padded_below = 64;
 
 // y <- y + a x
-inline void add(double a, const double* __restrict x, double* __restrict y, int64_t padded) {
-    for (int64_t i = 0; i < padded; i += group)
+inline void add(double a, const double* __restrict x, double* __restrict y, int64_t n) {
+    int64_t i = 0;
+    for (; i + group <= n; i += group)
         for (int64_t l = 0; l < group; ++l) y[i + l] += a * x[i + l];
+    for (; i < n; ++i) y[i] += a * x[i];
 }
 
 // `width` elements of u <- A^-1 phi, by rows, which are the columns.
@@ -41,26 +34,18 @@ inline void solve_part(const double* __restrict inverse, const double* __restric
 inline void solve(const double* inverse, const double* phi, double* u, int64_t k, int64_t stride) {
     int64_t i = 0;
     for (; i + 3 * group <= stride; i += 3 * group) solve_part<3 * group>(inverse + i, phi, u + i, k, stride);
-    for (; i < stride; i += group) solve_part<group>(inverse + i, phi, u + i, k, stride);
+    for (; i + group <= stride; i += group) solve_part<group>(inverse + i, phi, u + i, k, stride);
+    for (; i < stride; ++i) solve_part<1>(inverse + i, phi, u + i, k, stride);
 }
 
 inline double beyond(double z, double clip) { return z > clip ? z - clip : z < -clip ? z + clip : 0; }
-
-inline double slope(int64_t loss, double y, double f) {
-    const double margin = 1 - y * f;
-    switch (loss) {
-        case 0: return margin > 0 ? -2 * y * margin : 0;
-        case 1: return margin > 0 ? -y : 0;
-        case 2: return -y / (1 + exp_of(y * f));
-        default: return 2 * (f - y);
-    }
-}
 
 struct Learner {
     Rule rule;
     double lr, clip, curvature;
     int64_t k, stride;
-    double *phi, *u, *t;  // the row at hand, A^-1 phi, scratch
+    const double* phi;  // the row at hand
+    double *u, *t;      // A^-1 phi, scratch
 
     // The prediction; under kons w is projected before it.
     double predict(double* w, const double* inverse) const {
@@ -116,26 +101,34 @@ void strip(const double* from, double* to, int64_t rows, int64_t k, int64_t stri
 int32_t learn(CURVK_ONLINE_LEARN) {
     constexpr int32_t rule_argument = 11;
     if (!inverse && rule != gradient) return rule_argument;
-    const int64_t stride = (k + group - 1) / group * group, rows = rule == gradient ? 0 : c * k;
+    const int64_t groups = (k + group - 1) / group * group, stride = k < padded_below ? groups : k;
+    const int64_t rows = rule == gradient ? 0 : c * k;
+    const bool copied = stride != k;
     const auto bytes = Memory::bytes<double>;
-    Memory memory(3 * bytes(stride) + bytes(c) + bytes(c * stride) + bytes(rows * stride));
+    Memory memory(2 * bytes(stride) + bytes(c) + (copied ? bytes(stride) + bytes(c * stride) + bytes(rows * stride) : 0));
     if (!memory) return CURVK_NO_MEMORY;
-    double* const phi_one = memory.take<double>(stride);
     double *const u = memory.take<double>(stride), *const t = memory.take<double>(stride);
-    double *const g = memory.take<double>(c), *const weights = memory.take<double>(c * stride);
-    double* const metric = memory.take<double>(rows * stride);
-    const Learner learner = {Rule(rule), lr, clip, curvature, k, stride, phi_one, u, t};
-    pad(w, weights, c, k, stride);
-    pad(inverse, metric, rows, k, stride);
+    double* const g = memory.take<double>(c);
+    double *weights = w, *metric = inverse, *own_phi = nullptr;
+    if (copied) {
+        own_phi = memory.take<double>(stride);
+        weights = memory.take<double>(c * stride);
+        metric = memory.take<double>(rows * stride);
+        pad(w, weights, c, k, stride);
+        pad(inverse, metric, rows, k, stride);
+    }
+    Learner learner = {Rule(rule), lr, clip, curvature, k, stride, nullptr, u, t};
+    const auto metric_of = [=](int64_t o) { return metric ? metric + o * k * stride : nullptr; };
     bool learned = false;
     int64_t row = 0, lossy = 0;
     for (; row < n; ++row) {
-        pad(phi + row * k, phi_one, 1, k, stride);
+        if (copied) pad(phi + row * k, own_phi, 1, k, stride);
+        learner.phi = copied ? own_phi : phi + row * k;
         const bool given = pending && row == 0;
         bool any = false;
         for (int64_t o = 0; o < c; ++o) {
             double& prediction = f[row * c + o];
-            if (!given) prediction = learner.predict(weights + o * stride, metric + o * k * stride);
+            if (!given) prediction = learner.predict(weights + o * stride, metric_of(o));
             g[o] = slope(loss, y[row * c + o], prediction);
             if (!is_finite(g[o])) g[o] = 0;
             any = any || g[o] != 0;
@@ -144,10 +137,10 @@ int32_t learn(CURVK_ONLINE_LEARN) {
         if (!given && ++lossy == until) break;
         learned = true;
         for (int64_t o = 0; o < c; ++o)
-            if (g[o] != 0) learner.learn(weights + o * stride, metric + o * k * stride, g[o]);
+            if (g[o] != 0) learner.learn(weights + o * stride, metric_of(o), g[o]);
     }
-    if (learned || rule == kons) strip(weights, w, c, k, stride);
-    if (learned) strip(metric, inverse, rows, k, stride);
+    if (copied && (learned || rule == kons)) strip(weights, w, c, k, stride);
+    if (copied && learned) strip(metric, inverse, rows, k, stride);
     counts[0] = row;
     counts[1] = lossy;
     return 0;

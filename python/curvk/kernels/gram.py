@@ -376,7 +376,7 @@ def bind(X: Array, Z: Array | Centers, W: Array | None, *, out: Array, **kernel:
 
     Args:
         X: C-contiguous, else as in `matvec`; what it holds may change between the calls.
-        Z, W, out, kernel: as in `matvec`. Z must not change, nor W where it is C-contiguous (else a copy is used).
+        Z, W, out, kernel: as in `matvec`. Z and W must not change, but for rows that `Landmarks.replace` puts into Z.
             Without W, `out` takes K(X, Z) itself, as in `block`.
 
     Raises:

@@ -146,6 +146,7 @@ _VARIANTS: dict[str, Options] = {
     "ridge": _BASE | {"rule": "ridge", "loss": "squared"},
     "three": _BASE | {"c": 3, "k": 17},
     "one feature": _BASE | {"k": 1},
+    "many features": _BASE | {"k": 67},
     "until": _BASE | {"until": 5, "k": 3},
     "pending": _BASE | {"pending": True, "k": 3},
     "k40": _BASE | {"k": 40},
