@@ -23,9 +23,7 @@ from curvk.online._kons import (
     PROSNKONSRegressor,
 )
 from sklearn.datasets import load_digits
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
-EVERY = (FOGDClassifier, FOGDRegressor, KONSClassifier, KONSRegressor, PROSNKONSClassifier, PROSNKONSRegressor)
 LEARNERS: list[tuple[Any, dict[str, Any]]] = [
     (FOGDClassifier, {"n_components": 13}),
     (FOGDClassifier, {"kernel": "imq", "loss": "logistic", "drift": True}),
@@ -87,11 +85,6 @@ def excess(z: float, clip: float) -> float:
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
-
-
-@parametrize_with_checks([cls() for cls in EVERY])
-def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
-    check(estimator)
 
 
 @pytest.mark.parametrize(("cls", "settings"), LEARNERS, ids=NAMES)

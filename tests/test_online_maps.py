@@ -366,3 +366,15 @@ def test_maps_take_their_kernels_from_gram() -> None:
     for kernel in (*KERNELS, "linear"):
         keywords = {"kernel": kernel} | ({} if kernel == "linear" else {"bandwidth": 1.3})
         np.testing.assert_allclose(gram.block(X, X, **keywords), formula(kernel, X, X, 1.3), rtol=1e-12, atol=1e-14)
+
+
+def test_a_bound_product_without_weights_is_the_block() -> None:
+    x, Z, row = np.empty((1, 3)), gram.Landmarks.of(rows(21, 3)), np.zeros((1, 32))
+    run = gram.bind(x, Z, None, out=row[:, :21], bandwidth=1.3)
+    for values in rows(4, 3, 1):
+        x[0] = values
+        run()
+        np.testing.assert_array_equal(row[:, :21], gram.block(x, Z, bandwidth=1.3))
+        assert not row[:, 21:].any()
+    with pytest.raises(ValueError, match=r"bind: argument 'out': got shape \(1, 32\), needs shape \(1, 21\)"):
+        gram.bind(x, Z, None, out=row, bandwidth=1.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ def decaying(n, d, seed, power=1.0):
 def skewness(Q):
     """How far the rows are from orthonormal."""
     return np.abs(Q @ Q.T - np.eye(len(Q))).max(initial=0.0)
+
+
+def slack(A):
+    """Rounding: LAPACK's own decomposition of a graded matrix is off by some 30 eps, and each update has one."""
+    return 16 * sum(A.shape) * EPS * np.sum(A**2)
 
 
 def take(svd, A, size=7):
@@ -103,16 +109,15 @@ def test_fd_is_frequent_directions():
 def test_bounds(method, seed, n, d, k, block, power):
     A = decaying(n, d, seed, power)
     svd = take(IncrementalSVD(k, d, method=method, block=block), A)
-    slack = 64 * EPS * np.sum(A**2)
     values = np.linalg.eigvalsh(A.T @ A - svd.sketch.T @ svd.sketch)
-    assert values[0] >= -slack
-    assert values[-1] <= svd.delta + slack
+    assert values[0] >= -slack(A)
+    assert values[-1] <= svd.delta + slack(A)
     assert len(svd.s) <= min(k, d, n)
     assert np.all(np.diff(svd.s) <= 0)
     assert skewness(svd.Vt) < 1e-13
     if method == "fd" and n:
         squares = np.linalg.svd(A, compute_uv=False) ** 2
-        assert svd.delta <= min(squares[j:].sum() / (k + 1 - j) for j in range(k + 1)) + slack
+        assert svd.delta <= min(squares[j:].sum() / (k + 1 - j) for j in range(k + 1)) + slack(A)
 
 
 @pytest.mark.parametrize("tiny", [1e-3, 1e-8, 1e-13, 1e-16, 1e-30, 0.0])
@@ -185,14 +190,14 @@ def test_merging(method):
     parts = [take(IncrementalSVD(6, 20, method=method, block=4), rows) for rows in np.split(A, [50, 83])]
     for other in parts[1:]:
         parts[0].merge(other)
-    svd, slack = parts[0], 64 * EPS * np.sum(A**2)
+    svd = parts[0]
     values = np.linalg.eigvalsh(A.T @ A - svd.sketch.T @ svd.sketch)
     assert svd.rows_seen == 150
-    assert values[0] >= -slack
-    assert values[-1] <= svd.delta + slack
+    assert values[0] >= -slack(A)
+    assert values[-1] <= svd.delta + slack(A)
     if method == "fd":
         squares = np.linalg.svd(A, compute_uv=False) ** 2
-        assert svd.delta <= min(squares[j:].sum() / (7 - j) for j in range(7)) + slack
+        assert svd.delta <= min(squares[j:].sum() / (7 - j) for j in range(7)) + slack(A)
 
 
 # ---- randomized_svd --------------------------------------------------------------------------------------------------
@@ -258,6 +263,16 @@ def test_low_rank_and_zero(range_finder):
     assert not s.any()
     assert skewness(U.T) < 1e-13
     assert skewness(Vt) < 1e-13
+
+
+@pytest.mark.parametrize("range_finder", ["gaussian", "sjlt"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+def test_what_is_not_finite_is_named(value, range_finder):
+    A = decaying(60, 30, 12)
+    A[41, 7] = value
+    for layout in (A, A.T.copy().T):
+        with pytest.raises(ValueError, match=rf"randomized_svd: argument 'A': got {re.escape(str(value))} in row 41"):
+            randomized_svd(layout, 3, range_finder=range_finder)
 
 
 def test_a_seed_is_a_result():

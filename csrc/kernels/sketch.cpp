@@ -375,25 +375,8 @@ void multiply_transposed(const double* Q, const double* x, double* w, int64_t m,
 // x <- x - Q w
 void subtract_product(const double* Q, const double* w, double* x, int64_t m, int64_t n) {
     for_ranges(m, 4 * elementwise_grain / n + 1, [=](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            double lane[lanes] = {};
-            const double* const row = Q + i * n;
-            int64_t j = 0;
-            for (; j + lanes <= n; j += lanes)
-                for (int64_t l = 0; l < lanes; ++l) lane[l] += row[j + l] * w[j + l];
-            for (int64_t l = 0; j + l < n; ++l) lane[l] += row[j + l] * w[j + l];
-            x[i] -= fold(lane);
-        }
+        for (int64_t i = begin; i < end; ++i) x[i] -= dot(Q + i * n, w, n);
     });
-}
-
-inline double length_of(const double* x, int64_t n) {
-    double lane[lanes] = {};
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes)
-        for (int64_t l = 0; l < lanes; ++l) lane[l] += x[i + l] * x[i + l];
-    for (int64_t l = 0; i + l < n; ++l) lane[l] += x[i + l] * x[i + l];
-    return sqrt(fold(lane));
 }
 
 // `rows` rows of Q with the further column `beside`: up from the last column, then down from the first.
@@ -451,10 +434,10 @@ int32_t qr_update(const double* u, const double* v, double* Q, double* R, int64_
     }
     if (largest == 0) return 0;
     subtract_product(Q, w, x, m, n);
-    const double before = length_of(x, m);
+    const double before = sqrt(dot(x, x, m));
     multiply_transposed(Q, x, again, m, n);
     subtract_product(Q, again, x, m, n);
-    const double after = length_of(x, m);
+    const double after = sqrt(dot(x, x, m));
     const bool apart = after > 0.5 * before;
     for (int64_t i = 0; i < m; ++i) x[i] = apart ? x[i] / after : 0.0;
     for (int64_t j = 0; j < n; ++j) w[j] += again[j];

@@ -248,7 +248,7 @@ def _eigh_update(z, d, V, rho):  # type: ignore[no-untyped-def]
         if last >= 0:
             length2 = x[i] * x[i] + x[last] * x[last]
             if abs((pole[i] - pole[last]) * x[i] * x[last]) <= tolerance * length2:
-                length = np.sqrt(length2)
+                length = -np.sqrt(length2) if x[i] < 0.0 else np.sqrt(length2)
                 c, s = x[i] / length, x[last] / length
                 low = pole[last] * (c * c) + pole[i] * (s * s)
                 pole[i] = pole[last] * (s * s) + pole[i] * (c * c)
@@ -394,6 +394,8 @@ def _qr_update(u, v, Q, R):  # type: ignore[no-untyped-def]
         wide[0, j] += corner * (v[j] / lift)
     for i in range(n):
         down[i, 0], down[i, 1], wide[i, i] = _givens(wide[i, i], wide[i + 1, i])
+        if wide[i, i] < 0.0:
+            down[i, 0], down[i, 1], wide[i, i] = -down[i, 0], -down[i, 1], -wide[i, i]
         _turn(wide[i, i + 1 :], wide[i + 1, i + 1 :], down[i, 0], down[i, 1])
         R[i, i:] = wide[i, i:]
         if i > 0:

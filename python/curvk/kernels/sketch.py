@@ -127,10 +127,11 @@ def eigh_update(d: Array, V: Array, z: Array, rho: float = 1.0) -> None:
 
     With norm = max(abs(d), abs(rho) z^T z) and eps = 2^-52, eigenvalues, residuals, and norm times the elements of
     U^T U - I are within 4 max(k, 4) eps norm of exact; 10,000 updates of a 40 x 40 matrix left V^T V 4e-14 from I.
-    Small entries of z and close eigenvalues are left as they are, which saves work. A NaN or an infinity in d or z
-    makes d and V NaN, one in V stays in its row. 2 k^2 operations for each row of V and some 80 k^2 beside; the same
-    bits at every thread count and SIMD level and in the Numba twin. Sources: Bunch, Nielsen & Sorensen 1978, Gu &
-    Eisenstat 1994; curvk/sketch.h says how the zeros are found.
+    Small entries of z and close eigenvalues are left as they are, which saves work. The component of a vector along the
+    old one that it comes from is not negative. A NaN or an infinity in d or z makes d and V NaN, one in V stays in its
+    row. 2 k^2 operations for each row of V and some 80 k^2 beside; the same bits at every thread count and SIMD level
+    and in the Numba twin. Sources: Bunch, Nielsen & Sorensen 1978, Gu & Eisenstat 1994; curvk/sketch.h says how the
+    zeros are found.
 
     >>> import numpy as np
     >>> d, V = np.array([1.0, 1.0]), np.eye(2)
@@ -166,7 +167,8 @@ def qr_update(Q: Array, R: Array, u: Array, v: Array) -> None:
 
     Args:
         Q: orthonormal columns, shape (m, n) with m >= n >= 1, float64, C-contiguous, written.
-        R: shape (n, n), float64, C-contiguous; its upper triangle is read and written. No sign is made positive.
+        R: shape (n, n), float64, C-contiguous; its upper triangle is read and written; the diagonal
+            becomes 0 or positive, so that the factors are those of the matrix alone.
         u, v: shapes (m,) and (n,), float64.
 
     Raises:

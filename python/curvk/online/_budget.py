@@ -89,9 +89,11 @@ class BudgetEngine(Engine):
     # ---- learning ----
 
     def learn(self, X: Rows, Y: Rows, F: Rows) -> None:
+        last = self._row + len(X)
         done = self.fill(X, Y, F)
         if done < len(X):
             F[done:] = self.decide(X[done:])
+        self._row = last
 
     def fill(self, X: Rows, Y: Rows, F: Rows) -> int:
         """Learns rows and returns how many: "append" stops before the row for which there is no slot; F has its f."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .._estimator import WITHOUT_BANDWIDTH
 from ..kernels import gram, noise
 from ._maps import FeatureMap, Keywords, Rows, one_blas_thread
 
@@ -26,8 +27,8 @@ def _squares(rows: Rows) -> Rows:
 
 
 def _width(m: int) -> int:
-    """Columns that a factor of m rows has room for: doubling them makes copies rare."""
-    return int(max(16, 1 << (m - 1).bit_length()))
+    """Columns that a factor of m rows has room for: a quarter more makes copies rare, and zeros cost time."""
+    return -(-max(m + m // 4, 1) // 16) * 16
 
 
 class _Factor:
@@ -143,7 +144,8 @@ class NewtonBasis(FeatureMap):
 
     def _residuals(self, X: Rows, factor: _Factor) -> tuple[Rows, Rows, Rows]:
         """R k(x) for each row (n, m), k(x, x) and k(x, x) - abs(R k(x))^2 (n,)."""
-        own = gram.diagonal(X, **self.kernel)
+        plain = self.kernel.get("kernel", "gaussian") not in WITHOUT_BANDWIDTH
+        own = np.ones(len(X)) if plain else gram.diagonal(X, **self.kernel)
         if len(X) == 1 and self.k:
             if factor not in self._ones:
                 self._ones[factor] = _OneRow(self._landmarks, factor, self.kernel)
@@ -163,6 +165,8 @@ class NewtonBasis(FeatureMap):
             return n
         if self.k == 0:
             return 0
+        if n == 1:
+            return 0 if self._enters(X, first_row)[0] else 1
         while at < n:
             found = np.flatnonzero(self._enters(X[at : at + self._ahead], first_row + at))
             if len(found):

@@ -11,7 +11,7 @@ from .._errors import message
 from ..kernels import noise
 from ..kernels import sketch as kernels
 from ..zeroth._stream import SEEDS, integer
-from ._base import Floats, check_finite, rows_of
+from ._base import Floats, check_finite, rows_of, within
 
 RANGE_FINDERS = ("gaussian", "sjlt")
 _BLOCKS = 4
@@ -66,7 +66,6 @@ def randomized_svd(
     given = rows_of(name, "A", A)
     if not given.size:
         raise ValueError(message(name, "A", f"shape {given.shape}", "a row and a column at least"))
-    check_finite(name, "A", given)
     n, d = given.shape
     k = integer(name, "k", k, 1, min(n, d) + 1)
     oversample = integer(name, "oversample", oversample, 0, 1 << 20, "2^20")
@@ -77,13 +76,17 @@ def randomized_svd(
         raise kind(message(name, "range_finder", repr(range_finder), '"gaussian" or "sjlt"'))
     matrix: Floats = np.asarray(given, np.float64)
     width = min(k + oversample, n, d)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if range_finder == "sjlt":
+            first = np.zeros((-(-width // _BLOCKS) * _BLOCKS, d))
+            kernels.sjlt(given, first, seed=seed, blocks=_BLOCKS)
+        else:
+            first = matrix @ noise.fill(np.empty((d, width)), seed=seed, tensor=_WORD)
+    if not within(first):  # what is not finite in A is in these sums too, at less work
+        check_finite(name, "A", given)
     if range_finder == "sjlt":
-        start = np.zeros((-(-width // _BLOCKS) * _BLOCKS, d))
-        kernels.sjlt(given, start, seed=seed, blocks=_BLOCKS)
-        columns = np.linalg.qr(start.T).Q
-    else:
-        columns = noise.fill(np.empty((d, width)), seed=seed, tensor=_WORD)
-    basis = np.linalg.qr(matrix @ columns).Q
+        first = matrix @ np.linalg.qr(first.T).Q
+    basis = np.linalg.qr(first).Q
     for _ in range(power):
         basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis).Q).Q
     left, s, Vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)

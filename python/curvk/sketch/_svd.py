@@ -56,9 +56,10 @@ class IncrementalSVD(Sketch):
         rows_seen: number of rows taken in.
 
     With B = diag(s) Vt and both methods, 0 <= A'A - B'B <= delta I up to rounding. The basis of what is new is made
-    orthogonal to Vt twice, and all of Vt (and U) anew after every 64 updates. Cost of an update: 16 k d block flops
-    and (k + block)^3 times some twenty. Source: Brand 2006, Fast low-rank modifications of the thin singular value
-    decomposition; U is turned once in 64 updates, as in arXiv 2204.05398.
+    orthogonal to Vt twice, and all of Vt (and U) anew after every 64 updates. Cost of an update: some
+    (10 k + 8 block) block d + 2 k^2 d flops, and the decomposition of a matrix of k + block rows and columns at most.
+    Source: Brand 2006, Fast low-rank modifications of the thin singular value decomposition; that U is turned only once
+    in 64 updates is as in arXiv 2204.05398.
 
     >>> import numpy as np
     >>> A = np.random.default_rng(0).standard_normal((300, 5)) @ np.ones((5, 20)).cumsum(1) ** np.arange(5)[:, None]
@@ -180,8 +181,8 @@ class IncrementalSVD(Sketch):
         need(len(s) <= self.k, "s", f"{len(s)} values", f"at most {self.k}")
         need(bool((s > 0).all() and (np.diff(s) <= 0).all()), "s", f"{s}", "positive values, descending")
         need(Vt.shape == (len(s), self.d), "Vt", f"shape {Vt.shape}", f"shape {(len(s), self.d)}")
-        fits = waiting.shape[1] == self.d and len(waiting) < self.block
-        need(fits, "waiting", f"shape {waiting.shape}", f"fewer than {self.block} rows of {self.d}")
+        fits = waiting.shape[1] == self.d and len(waiting) <= self.block
+        need(fits, "waiting", f"shape {waiting.shape}", f"at most {self.block} rows of {self.d}")
         rows = len(base) + len(turn) - base.shape[1] + len(waiting)
         fits = rows == self.rows_seen and len(turn) >= base.shape[1] and turn.shape[1] == len(s)
         empty = base.size == turn.size == 0
