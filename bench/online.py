@@ -209,7 +209,7 @@ def main() -> int:
     losses = float((learner.decision_function(X) * np.where(y == 1, 1, -1) < 1).mean())
     result["loss_rows"] = losses
     print(f"  {losses:.0%} of the rows have a loss, a refresh every {learner.refresh_every:,} of them")
-    pros = PROSNKONSClassifier(bandwidth=BANDWIDTH, random_state=0).partial_fit(X, y)
+    pros = PROSNKONSClassifier(bandwidth=BANDWIDTH, budget=100, random_state=0).partial_fit(X, y)
     taken = measure([Contender("curvk", lambda: pros.partial_fit(X[:BATCH], y[:BATCH]))], [BATCH], arguments.rounds)
     result["rows"]["PROS-N-KONS"] = taken
     print(line(f"PROS-N-KONS, {pros.n_support_} rows held", taken))

@@ -45,8 +45,8 @@ class _Row:
 
     def take(self, x: Any) -> bool:
         """Puts the row into X; False where only the checks of whole calls can tell what is wrong with it."""
-        x = np.asarray(x, np.float64)
-        if x.shape != self.shape or not x.dot(x) < math.inf:
+        x = np.asarray(x)
+        if x.shape != self.shape or x.dtype.kind not in "fiub" or not np.isfinite(x).all():
             return False
         self.X[0] = x
         return True
@@ -356,9 +356,10 @@ class OnlineRegressor(RegressorMixin, OnlineLearner):  # type: ignore[misc]
             self._bind_row([])
             return f
         row.Y[0, 0] = y
-        self._engine.learn(row.X, row.Y, row.F)
-        self.rows_seen_ += 1
-        self._note(row.F, row.Y, row.Y)
+        with uninterrupted():
+            self._engine.learn(row.X, row.Y, row.F)
+            self.rows_seen_ += 1
+            self._note(row.F, row.Y, row.Y)
         return float(row.F[0, 0])
 
     def predict(self, X: Any) -> Rows:
@@ -441,6 +442,7 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
         self.classes_ = known
         self._begin(X.shape[1], self._outputs())
         self.mistakes_ = self.drifts_ = self._recent = self._since = self._before_window = self._looked = 0
+        self._newcomer = False
 
     def _check_kind(self, y: Labels, known: Labels, method: str) -> None:
         """Numbers and strings must not meet: NumPy would make strings of all of them."""
@@ -563,22 +565,23 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
         place = None if row is None else row.places.get(y)
         if row is None or place is None or not row.take(x):
             first = not self.__sklearn_is_fitted__()
-            label = self._stream(np.asarray(x)[None], np.asarray([y]), None, "learn_one", first)[0][0]
+            label = self._stream(np.asarray(x)[None], np.asarray([y]), None, "learn_one", first)[0].tolist()[0]
             self._bind_row(self.classes_.tolist())
             return label
-        if self.drift:
-            self._before()
         if row.single:
             row.Y[0, 0] = 1.0 if place else -1.0
         else:
             row.Y[0] = -1.0
             row.Y[0, place] = 1.0
-        self._engine.learn(row.X, row.Y, row.F)
-        self.rows_seen_ += 1
-        best = row.best()
-        if best != place:
-            self.mistakes_ += 1
-            self._recent += 1
+        with uninterrupted():
+            if self.drift:
+                self._before()
+            self._engine.learn(row.X, row.Y, row.F)
+            self.rows_seen_ += 1
+            best = row.best()
+            if best != place:
+                self.mistakes_ += 1
+                self._recent += 1
         return row.labels[best]
 
     def decision_function(self, X: Any) -> Rows:

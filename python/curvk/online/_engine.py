@@ -51,7 +51,7 @@ class Engine(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """All that changes, as a tree for `curvk._store`."""
+        """All that changes, as a tree for `curvk._store`. Only arrays of rows (m, d) go by "rows" or "landmarks"."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:

@@ -201,7 +201,9 @@ class FeatureEngine(Engine):
         back, alpha = np.linalg.pinv(T, _RANK), self.step.alpha
         inverse = np.empty((len(self.w), len(T), len(T)))
         for o, old in enumerate(self.inverse):
-            learned = np.linalg.inv(old) - alpha * np.eye(len(old))
+            values, vectors = np.linalg.eigh(old)
+            half = vectors / np.sqrt(np.maximum(values, 1e-15 * values[-1]))  # rounding may leave it singular
+            learned = half @ half.T - alpha * np.eye(len(old))
             values, vectors = np.linalg.eigh(back.T @ learned @ back)
             half = vectors / np.sqrt(np.maximum(share * values, 0) + alpha)  # rounding must not leave A below alpha
             inverse[o] = half @ half.T

@@ -36,6 +36,7 @@ except ModuleNotFoundError as error:
 
 from .. import online
 from .._errors import message
+from .._interrupt import uninterrupted
 from ._base import OnlineClassifier, OnlineLearner, OnlineRegressor
 from ._engine import Rows
 
@@ -79,13 +80,14 @@ class _Adapter(base.Estimator):
         """Gives columns to names without one."""
         new = sorted((n for n in names if n not in self._columns), key=lambda n: (str(n), type(n).__name__))
         count = len(self._columns) + len(new)
-        if count > self._width or not self._width:
-            # some to spare, as each widening makes the model's arrays anew
-            width = max(1, count, self._width + self._width // 4)
-            if self._started:
-                self._model._widen(width)
-            self._width = width
-        self._columns |= {name: len(self._columns) + i for i, name in enumerate(new)}
+        with uninterrupted():
+            if count > self._width or not self._width:
+                # some to spare, as each widening makes the model's arrays anew
+                width = max(1, count, self._width + self._width // 4)
+                if self._started:
+                    self._model._widen(width)
+                self._width = width
+            self._columns |= {name: len(self._columns) + i for i, name in enumerate(new)}
 
     def _row(self, x: Mapping[Hashable, Any], method: str) -> Rows:
         """The row (width,) for an event; `learn_one` gives columns to what it brings."""
@@ -198,8 +200,9 @@ class Classifier(_Adapter, base.MiniBatchClassifier):
     def _place(self, y: Any) -> int:
         place = self._places.get(y)
         if place is None:
-            place = self._places[y] = len(self._labels)
+            place = len(self._labels)
             self._labels.append(y.item() if isinstance(y, np.generic) else y)
+            self._places[y] = place
         return place
 
     @property
