@@ -39,14 +39,16 @@ class _Row:
     """Arrays for one row at a time, which an engine binds once; and the places of the labels."""
 
     def __init__(self, d: int, c: int, labels: list[Any]) -> None:
-        self.shape, self.single = (d,), c == 1
+        self.shape, self.single, self.short = (d,), c == 1, d <= 64
         self.X, self.Y, self.F = np.empty((1, d)), np.empty((1, c)), np.empty((1, c))
         self.labels, self.places = labels, {label: place for place, label in enumerate(labels)}
 
     def take(self, x: Any) -> bool:
         """Puts the row into X; False where only the checks of whole calls can tell what is wrong with it."""
         x = np.asarray(x)
-        if x.shape != self.shape or x.dtype.kind not in "fiub" or not np.isfinite(x).all():
+        if x.shape != self.shape or x.dtype.kind not in "fiub":
+            return False
+        if not (math.isfinite(sum(x.tolist())) if self.short else np.isfinite(x).all()):
             return False
         self.X[0] = x
         return True
