@@ -8,10 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view, overlaps_itself, written
+from .._arrays import Array, numpy_view
 from .._backend import Plan, call
 from .._errors import message
 from . import noise
+from ._centers import (
+    Centers,
+    Landmarks,
+    Matrix,
+    centers_of,
+    like_reference,
+    note_written,
+    readable,
+    result_of,
+    rows_of,
+)
 from ._kernel_function import KERNELS, NUMBERS, Function, function_of, integer
 
 __all__ = [
@@ -28,219 +39,10 @@ __all__ = [
     "row_sums",
 ]
 
-Matrix = np.ndarray[Any, Any]
 Progress = Callable[[int, int], object]
 
-_DIFFERENCES_UP_TO = 12  # gram.h: up to this d centers are packed as they are
 _SLICE_FLOPS = 1.5e9  # of one call: some 50 ms at the least, so that Ctrl-C and progress wait no longer
 _SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
-
-
-# ---- arrays ---------------------------------------------------------------------------------------------------------
-
-
-def _rows(op: str, name: str, x: Array) -> Matrix:
-    """A matrix that is only read: two axes, float32 or float64, C-contiguous (else a copy)."""
-    view = numpy_view(x, op, name)
-    if view.dtype not in (np.float32, np.float64):
-        raise TypeError(message(op, name, str(view.dtype), "float32 or float64", f"use {name}.astype(np.float32)"))
-    if view.ndim != 2 or view.shape[1] == 0:
-        raise ValueError(message(op, name, f"shape {view.shape}", "two axes: rows, and one feature or more"))
-    return _readable(view)
-
-
-def _readable(view: Matrix) -> Matrix:
-    return np.require(view, requirements=("C_CONTIGUOUS", "ALIGNED"))
-
-
-def _like(op: str, name: str, x: Array, reference: Matrix, like: str) -> Matrix:
-    view = numpy_view(x, op, name)
-    dtype = reference.dtype
-    if view.dtype != dtype:
-        raise TypeError(message(op, name, str(view.dtype), f"{dtype} like '{like}'", f"use {name}.astype(np.{dtype})"))
-    return view
-
-
-def _result(op: str, name: str, x: Array, shape: tuple[int, ...], read: dict[str, Matrix]) -> Matrix:
-    """An array that is written: this shape, the dtype of the first of `read`, C-contiguous, apart from all of them."""
-    like, reference = next(iter(read.items()))
-    view = _like(op, name, x, reference, like)
-    if view.shape != shape:
-        raise ValueError(message(op, name, f"shape {view.shape}", f"shape {shape}"))
-    if not view.flags.writeable:
-        raise BufferError(message(op, name, "a read-only array", "a writable one", f"use {name}.copy()"))
-    if not view.flags.c_contiguous or (view.size and overlaps_itself(view)):
-        found = f"strides {view.strides}"
-        raise ValueError(message(op, name, found, "a C-contiguous array", f"use np.empty({shape}, np.{view.dtype})"))
-    if not view.flags.aligned:
-        needed = f"{view.itemsize}-byte alignment"
-        raise ValueError(message(op, name, "a misaligned array", needed, f"use {name}.copy()"))
-    for other, y in read.items():
-        if np.may_share_memory(view, y):
-            raise ValueError(message(op, name, f"memory shared with '{other}'", "memory of its own"))
-    return view
-
-
-def _written(*results: Array) -> None:
-    """The kernels saw NumPy views of tensors."""
-    tensors = [x for x in results if x is not None and not isinstance(x, np.ndarray)]
-    if tensors:
-        written(tensors)
-
-
-def _aligned(n: int, dtype: np.dtype[Any]) -> Matrix:
-    """Memory for n elements that starts at a cache line."""
-    memory = np.empty(n * dtype.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + n * dtype.itemsize].view(dtype)
-
-
-class _Packed:
-    """Centers in the layout of curvk/gram.h."""
-
-    def __init__(self, z: Matrix, centred: bool) -> None:
-        m, d = z.shape
-        padded = -(-m * z.itemsize // 128) * 128 // z.itemsize
-        self.panels, self.norms, self.center = (_aligned(n, z.dtype) for n in (padded * d, padded, d))
-        call("gram_pack", (z.reshape(-1), self.panels, self.norms, self.center), (m, d, int(centred)))
-
-
-class Centers:
-    """Rows Z, packed for use in many products.
-
-    Args:
-        Z: (m, d), float32 or float64, any strides. Packing copies it (m d elements) and, where distances come of norms
-            (d > 12), takes the rows' mean as origin. The array must not change afterwards.
-
-    Attributes:
-        array: the rows, C-contiguous.
-        shape, dtype: those of the rows.
-
-    Raises:
-        TypeError, ValueError: another dtype or number of axes.
-
-    >>> import numpy as np
-    >>> Z = Centers(np.eye(3))
-    >>> matvec(np.zeros((1, 3)), Z, np.ones(3), bandwidth=1.0)
-    array([1.81959198])
-    """
-
-    def __init__(self, Z: Array) -> None:
-        self.array = _rows("Centers", "Z", Z)
-        self._packed: dict[bool, _Packed] = {}
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, d = self.array.shape
-        return m, d
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self.array.dtype
-        return dtype
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shape[0]} rows of {self.shape[1]}, {self.dtype})"
-
-    def _pack(self, function: Function) -> _Packed:
-        centred = function.of_distance and self.shape[1] > _DIFFERENCES_UP_TO
-        if centred not in self._packed:
-            self._packed[centred] = _Packed(self.array, centred)
-        return self._packed[centred]
-
-
-class Landmarks(Centers):
-    """Centers that come and go: a row that is appended or replaced is packed again with the few beside it.
-
-    Args:
-        d: columns of a row, >= 1.
-        capacity: rows to make room for at first; more is made by doubling.
-        dtype: float32 or float64 (default).
-
-    Attributes:
-        array, shape, dtype: as those of `Centers`; `array` is a view that the next row may leave behind.
-
-    Raises:
-        TypeError, ValueError: another dtype, a row of another width, a slot that is not there.
-
-    The origin is 0, not the rows' mean: the bits of an entry of `block` depend on its two rows alone, whichever of them
-    is the center, and do not change as other rows come and go. The price above d = 12: norms that are large beside the
-    distances lose digits, up to 2^10 roundings of a distance, before they are formed anew.
-
-    >>> import numpy as np
-    >>> Z = Landmarks(2)
-    >>> Z.append(np.array([0.0, 0.0])), Z.append(np.array([3.0, 4.0]))
-    (0, 1)
-    >>> Z.replace(0, np.array([3.0, 3.0]))
-    >>> distances(np.array([[3.0, 4.0]]), Z)
-    array([[1., 0.]])
-    """
-
-    def __init__(self, d: int, capacity: int = 16, dtype: Any = np.float64) -> None:
-        d, capacity = integer("Landmarks", "d", d, 1), integer("Landmarks", "capacity", capacity, 1)
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(message("Landmarks", "dtype", f"{dtype}", "float32 or float64"))
-        self._count, self._group = 0, 128 // np.dtype(dtype).itemsize
-        self._all = np.zeros((-(-capacity // self._group) * self._group, d), dtype)
-        self._panels = _Packed(self._all, centred=False)
-
-    @classmethod
-    def of(cls, rows: Array) -> Landmarks:
-        """Landmarks with a copy of these rows (m, d)."""
-        x = _rows("Landmarks.of", "rows", rows)
-        self = cls(x.shape[1], max(len(x), 1), x.dtype)
-        self._all[: len(x)] = x
-        self._count, self._panels = len(x), _Packed(self._all, centred=False)
-        return self
-
-    @property
-    def array(self) -> Matrix:  # type: ignore[override]  # Centers holds its own
-        return self._all[: self._count]
-
-    def append(self, x: Array) -> int:
-        """Adds the row x (d,) and gives its slot."""
-        if self._count == len(self._all):
-            grown = np.zeros((2 * self._count, self._all.shape[1]), self._all.dtype)
-            grown[: self._count] = self._all
-            self._all, self._panels = grown, _Packed(grown, centred=False)
-        self._count += 1
-        try:
-            self.replace(self._count - 1, x)
-        except BaseException:
-            self._count -= 1
-            raise
-        return self._count - 1
-
-    def replace(self, slot: int, x: Array) -> None:
-        """Puts the row x (d,) in place of the one in this slot."""
-        if not 0 <= slot < self._count:
-            raise ValueError(message("Landmarks.replace", "slot", f"{slot}", f"a slot in [0, {self._count})"))
-        row = _like("Landmarks", "x", x, self._all, "Landmarks")
-        d = self._all.shape[1]
-        if row.shape != (d,):
-            raise ValueError(message("Landmarks", "x", f"shape {row.shape}", f"shape ({d},)"))
-        self._all[slot] = row
-        first = slot // self._group * self._group
-        part, p = slice(first, first + self._group), self._panels
-        panels = p.panels[first * d : (first + self._group) * d]
-        call("gram_pack", (self._all[part].reshape(-1), panels, p.norms[part], p.center), (self._group, d, 0))
-
-    def _pack(self, function: Function) -> _Packed:
-        return self._panels
-
-
-def _centers(op: str, name: str, Z: Array | Centers, x: Matrix, like: str) -> Centers:
-    centers = Z if isinstance(Z, Centers) else Centers(_rows(op, name, Z))
-    if centers.dtype != x.dtype:
-        raise TypeError(
-            message(op, name, str(centers.dtype), f"{x.dtype} like '{like}'", f"use {name}.astype(np.{x.dtype})")
-        )
-    if centers.shape[1] != x.shape[1]:
-        raise ValueError(message(op, name, f"shape {centers.shape}", f"{x.shape[1]} columns like '{like}'"))
-    return centers
 
 
 def _run(
@@ -347,9 +149,9 @@ def _product(
     kernel: dict[str, Any],
 ) -> Any:
     """K(rows, centers) @ weights under the names that the caller gave them."""
-    x = _rows(op, names[0], arrays[0])
-    centers = _centers(op, names[1], arrays[1], x, names[0])
-    w = _like(op, names[2], arrays[2], x, names[0])
+    x = rows_of(op, names[0], arrays[0])
+    centers = centers_of(op, names[1], arrays[1], x, names[0])
+    w = like_reference(op, names[2], arrays[2], x, names[0])
     if w.ndim not in (1, 2) or len(w) != len(centers):
         needed = f"shape ({len(centers)},) or ({len(centers)}, c), a row for each in '{names[1]}'"
         raise ValueError(message(op, names[2], f"shape {w.shape}", needed))
@@ -361,13 +163,13 @@ def _product(
             raise ValueError(message(op, "out", "None", "the array to add to", "leave accumulate=False"))
         out = result = np.empty(shape, x.dtype)
     else:
-        result = _result(op, "out", out, shape, read)
-    kept = None if keep is None else _result(op, "keep", keep, (len(x), len(centers)), read | {"out": result})
-    w = _readable(w if w.ndim == 2 else w[:, None])
+        result = result_of(op, "out", out, shape, read)
+    kept = None if keep is None else result_of(op, "keep", keep, (len(x), len(centers)), read | {"out": result})
+    w = readable(w if w.ndim == 2 else w[:, None])
     try:
         _run(op, x, centers, w, result.reshape(len(x), w.shape[1]), kept, function, bool(accumulate), progress)
     finally:  # an interrupted call has written some rows
-        _written(out, keep)
+        note_written(out, keep)
     return out
 
 
@@ -393,23 +195,23 @@ def bind(X: Array, Z: Array | Centers, W: Array | None, *, out: Array, **kernel:
     >>> x[0] = 1, 0; product(); f
     array([[1.36787944]])
     """
-    x, op = _rows("bind", "X", X), "bind"
+    x, op = rows_of("bind", "X", X), "bind"
     if not np.may_share_memory(x, numpy_view(X, op, "X")):
         raise ValueError(message(op, "X", "an array that is not C-contiguous", "one that is", "use X.copy()"))
-    centers = _centers(op, "Z", Z, x, "X")
+    centers = centers_of(op, "Z", Z, x, "X")
     f = function_of(op, **kernel)
     p = centers._pack(f)
     read = {"X": x, "Z": centers.array}
     products: tuple[Matrix | None, ...]
     if W is None:
-        c, products = 0, (None, None, _result(op, "out", out, (len(x), len(centers)), read).reshape(-1))
+        c, products = 0, (None, None, result_of(op, "out", out, (len(x), len(centers)), read).reshape(-1))
     else:
-        w = _like(op, "W", W, x, "X")
+        w = like_reference(op, "W", W, x, "X")
         if w.ndim != 2 or len(w) != len(centers):
             raise ValueError(message(op, "W", f"shape {w.shape}", f"shape ({len(centers)}, c), a row for each in 'Z'"))
         c = w.shape[1]
-        result = _result(op, "out", out, (len(x), c), read | {"W": w})
-        products = (_readable(w).reshape(-1), result.reshape(-1), None)
+        result = result_of(op, "out", out, (len(x), c), read | {"W": w})
+        products = (readable(w).reshape(-1), result.reshape(-1), None)
     plan = Plan("gram_matvec", (x.reshape(-1), p.panels, p.norms, p.center, *products))
     scalars = (len(x), len(centers), x.shape[1], c, f.number, f.scale, f.shape, f.degree, 0)
     return lambda: plan.run(scalars)
@@ -442,8 +244,8 @@ def rmatvec(
     >>> rmatvec(np.eye(2), np.zeros((1, 2)), np.ones(2), bandwidth=1.0)
     array([1.21306132])
     """
-    x = X if isinstance(X, Centers) else Centers(_rows("rmatvec", "X", X))
-    z = _centers("rmatvec", "Z", Z, x.array, "X").array
+    x = X if isinstance(X, Centers) else Centers(rows_of("rmatvec", "X", X))
+    z = centers_of("rmatvec", "Z", Z, x.array, "X").array
     return _product("rmatvec", ("Z", "X", "G"), (z, x, G), out, accumulate, None, progress, kernel)
 
 
@@ -462,8 +264,8 @@ def row_sums(
     >>> row_sums(np.zeros((1, 2)), np.eye(2), bandwidth=1.0)
     array([1.21306132])
     """
-    x = _rows("row_sums", "X", X)
-    centers = _centers("row_sums", "Z", Z, x, "X")
+    x = rows_of("row_sums", "X", X)
+    centers = centers_of("row_sums", "Z", Z, x, "X")
     ones = np.ones(len(centers), x.dtype)
     return _product("row_sums", ("X", "Z", "W"), (x, centers, ones), out, False, None, progress, kernel)
 
@@ -509,17 +311,17 @@ def distances(X: Array, Z: Array | Centers, *, squared: bool = False, out: Array
 def _block(
     op: str, X: Array, Z: Array | Centers, out: Array, function: Function, progress: Progress | None = None
 ) -> Any:
-    x = _rows(op, "X", X)
-    centers = _centers(op, "Z", Z, x, "X")
+    x = rows_of(op, "X", X)
+    centers = centers_of(op, "Z", Z, x, "X")
     shape = (len(x), len(centers))
     if out is None:
         out = result = np.empty(shape, x.dtype)
     else:
-        result = _result(op, "out", out, shape, {"X": x, "Z": centers.array})
+        result = result_of(op, "out", out, shape, {"X": x, "Z": centers.array})
     try:
         _run(op, x, centers, None, None, result, function, progress=progress)
     finally:
-        _written(out)
+        note_written(out)
     return out
 
 
@@ -536,7 +338,7 @@ def diagonal(X: Array, **kernel: Any) -> Any:
     >>> diagonal(np.array([[1.0, 2.0]]), kernel="linear")
     array([5.])
     """
-    x = _rows("diagonal", "X", X)
+    x = rows_of("diagonal", "X", X)
     function = function_of("diagonal", **kernel)
     if function.of_distance:
         return np.where(np.isfinite(x).all(axis=1), x.dtype.type(1), x.dtype.type(np.nan))
@@ -589,7 +391,7 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
     2.0
     """
     op = "median_distance"
-    x = _rows(op, "X", X)
+    x = rows_of(op, "X", X)
     n = len(x)
     if n < 2:
         raise ValueError(message(op, "X", f"{n} rows", "two or more"))
