@@ -1,6 +1,6 @@
 """Online learners beside scikit-learn's and river's: microseconds per row, each predicted before it is learned.
 
-python bench/online.py [--rounds 7] [--quick] [--json FILE] [--plot FILE]
+python bench/online.py [--rounds 7] [--json FILE]
 
 The stream is a ring in 20 columns with noisy labels. FORKS has a budget of 200, 100 landmarks and 20 features;
 the peers get 100 landmarks or frequencies. Contenders take turns in one process on one thread, with a pause before each
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -137,62 +137,10 @@ def line(title: str, taken: dict[str, list[float]]) -> str:
     return text
 
 
-def quiet(make: Callable[[], Any], X: Any, rounds: int) -> float:
-    """Microseconds of a row without a loss: rows that the learner is sure of, in blocks."""
-    learner = make()
-    still = X[abs(learner.decision_function(X)) > 1]
-    still = np.ascontiguousarray(still[: len(still) // 256 * 256])
-    y = learner.predict(still)
-    before = learner.rows_seen_
-    taken = measure([Contender("curvk", lambda: learner.partial_fit(still, y))], [len(still)], rounds)["curvk"]
-    if learner.rows_seen_ == before:
-        raise SystemExit("no quiet rows were found")
-    return min(taken)
-
-
-def costs(rounds: int) -> dict[str, Any]:
-    """Cost of a quiet row against the landmarks and against the budget."""
-    X, y = stream(20_000, 1)
-    y = np.where(np.square(X[:, :4]).sum(axis=1) < 3.36, 1, 0)
-
-    def learner(budget: int, landmarks: int) -> Any:
-        settings = {"budget": budget, "landmarks": landmarks, "sketch_size": 150}
-        return FORKSClassifier(bandwidth=BANDWIDTH, clip=4.0, random_state=0, **settings).partial_fit(X, y)
-
-    landmarks, budgets = [25, 50, 100, 200, 400], [100, 200, 400, 800, 1600]
-    return {
-        "landmarks": landmarks,
-        "by_landmarks": [quiet(lambda m=m: learner(800, m), X, rounds) for m in landmarks],
-        "budgets": budgets,
-        "by_budget": [quiet(lambda b=b: learner(b, 100), X, rounds) for b in budgets],
-    }
-
-
-def plot(path: Path, found: dict[str, Any]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axis, x, y, name in (
-        (axes[0], "landmarks", "by_landmarks", "landmarks $s_m$ (budget 800)"),
-        (axes[1], "budgets", "by_budget", "budget $B$ (100 landmarks)"),
-    ):
-        axis.plot(found[x], found[y], "o-", color="#1f6f8b")
-        axis.set_xlabel(name)
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("µs per row without a loss")
-    figure.suptitle("FORKS: a quiet row costs what its landmarks cost, whatever the budget")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="without the costs against landmarks and budget")
     parser.add_argument("--json", type=Path, help="file for every sample")
-    parser.add_argument("--plot", type=Path, help="picture of the costs")
     arguments = parser.parse_args()
     X, y = stream(20_000)
     result: dict[str, Any] = {"machine": machine(), "start": report.stamp(), "rows": {}}
@@ -213,15 +161,6 @@ def main() -> int:
     taken = measure([Contender("curvk", lambda: pros.partial_fit(X[:BATCH], y[:BATCH]))], [BATCH], arguments.rounds)
     result["rows"]["PROS-N-KONS"] = taken
     print(line(f"PROS-N-KONS, {pros.n_support_} rows held", taken))
-    if not arguments.quick:
-        result["costs"] = found = costs(arguments.rounds)
-        for x, times in (("landmarks", "by_landmarks"), ("budgets", "by_budget")):
-            print(
-                f"  quiet row by {x}: "
-                + ", ".join(f"{a} {b:.2f} us" for a, b in zip(found[x], found[times], strict=True))
-            )
-        if arguments.plot:
-            plot(arguments.plot, found)
     result["end"] = report.stamp()
     if arguments.json:
         report.write(arguments.json, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
