@@ -43,7 +43,7 @@ def demo_report(quick_demo: tuple[Done, Path]) -> dict[str, Any]:
 def test_demo_prints_tables_and_writes_files(quick_demo: tuple[Done, Path]) -> None:
     done, out = quick_demo
     assert (done.returncode, done.stderr) == (0, "")  # no progress bar where nobody watches
-    assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png", "samplers.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png", "samplers.png", "stream.png"]
     for word in ("SGD", "Adam", "AdamW", "AdamZ", "ns/parameter", "steps/s", "of limit", str(out / "demo.png")):
         assert word in done.stdout
     rows = done.stdout[done.stdout.index("FZOO, without gradients") :].splitlines()

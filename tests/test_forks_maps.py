@@ -436,3 +436,17 @@ def test_sketch_rows_have_the_moments_of_the_transform(blocks: int) -> None:
     assert abs(squares.mean() - 1) < 5 * np.sqrt(variance / draws)
     assert abs(squares.var() / variance - 1) < 0.08
     np.testing.assert_array_equal(sketch.sjlt_rows(3, s, seed=5, first_row=7, blocks=blocks), S.reshape(-1, s)[7:10])
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("h", [0.05, 0.3, 1.0, 8.0])
+def test_features_are_hardly_longer_than_the_kernel_allows(h: float, full: bool) -> None:
+    """The sketched least squares alone gives features of length 1e6 where the kernel is narrow and s_p is near s_m."""
+    rng = np.random.default_rng(2)
+    rows, others = rng.standard_normal((200, 6)), rng.standard_normal((500, 6))
+    feature_map = SketchedNystrom(6, {"kernel": "gaussian", "bandwidth": h}, k=20, full=full, seed=1)
+    feature_map.initialise(rows, rng.standard_normal((200, 1)))
+    for x in others[:5]:
+        feature_map.refresh(x)
+        for X in (rows, others):
+            assert np.square(feature_map.features(X)).sum(axis=1).max() < 4 + 1e-8

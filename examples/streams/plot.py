@@ -202,7 +202,7 @@ def footer(results):
         f"the defaults. Bandwidth: half the median distance, two thirds from 20 columns on: {widths}. Means ± "
         "standard deviation over permutations; in brackets their number where it is smaller, as slow learners got "
         "fewer; runs of minutes are left out. often: a refresh after 0.005 (n - B) rows with a loss; seldom: 0.3 "
-        "n; else 1,000. s_m: landmarks, B / 2 where nothing else is said. Nystroem's features are made of the "
+        "n; else 10,000. s_m: landmarks, B / 2 where nothing else is said. Nystroem's features are made of the "
         "first rows and stay; by row, they are made for all rows at once, and SGD learns them one by one. River's "
         "RBFSampler makes features of one column each. Seconds are the processor's, one thread, medians over "
         f"permutations. curvk {results['curvk']}, numpy {machine['numpy']}, Python {machine['python']}."

@@ -4,7 +4,7 @@ Notation of Wen et al., "FORKS: Fast Second-Order Online Kernel Learning Using I
 the kernel matrix of the rows held, S_p a sparse Johnson-Lindenstrauss sketch of them, S_m a uniform sample of the first
 B, the landmarks. Phi_pp = S_p' K S_p ~ V diag(lam) V', Phi_pm = S_p' K S_m, and
 
-    phi(x) = Q' k_m(x),    Phi_pm Q = V diag(lam)^(1/2) in least squares,
+    phi(x) = Q' k_m(x),    Phi_pm Q = V diag(lam)^(1/2) in least squares, with Q' K_mm Q <= 4 I,
 
 so that phi(x)' phi(z) ~ k(x, z), and a quiet row costs s_m kernels whatever B is.
 """
@@ -21,6 +21,7 @@ from ..kernels import gram, noise, sketch
 from ._maps import FeatureMap, Keywords, Rows, one_blas_thread
 
 _DROPPED = 1e-10  # of a column's norm: what is left of it beside V is rounding
+_LONGEST = 4.0  # of abs(phi(x))^2 over k(x, x): good sketches need some more than 1, see the test of their errors
 _REORTHOGONALISE = 64  # refreshes between two full QR of V
 
 
@@ -283,7 +284,13 @@ class SketchedNystrom(_Landmarked):
 
     def _solve(self) -> None:
         used = self._lam > self.rcond * self._lam[0]
-        self._Q = _lstsq(self._Phi_pm, self._V * np.sqrt(np.where(used, self._lam, 0.0)), self.rcond)
+        Q = _lstsq(self._Phi_pm, self._V * np.sqrt(np.where(used, self._lam, 0.0)), self.rcond)
+        # abs(phi(x))^2 <= g k(x, x) for every x, g the largest eigenvalue of Q' K_mm Q. The least squares are hardly
+        # overdetermined, and where the kernel is narrow g may be 1e12.
+        g, turn = np.linalg.eigh(Q.T @ gram.block(self._landmarks.array, self._landmarks, **self.kernel) @ Q)
+        if g[-1] > _LONGEST:
+            Q = np.ascontiguousarray((Q @ turn / np.sqrt(np.maximum(g / _LONGEST, 1.0))) @ turn.T)
+        self._Q = Q
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
