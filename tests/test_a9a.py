@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from curvk.online._budget import BudgetEngine
 
-FILE = os.environ.get("CURVK_A9A", "")
+FILE = Path(os.environ.get("CURVK_DATA_DIR", "")) / "a9a"
 COLUMNS = 123
 
 
@@ -24,13 +24,16 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return X, y[:, None]
 
 
-@pytest.mark.skipif(not FILE, reason="CURVK_A9A is not set: the path of a9a's training part in LIBSVM's format")
+@pytest.mark.skipif(
+    not FILE.is_file(),
+    reason="no a9a in CURVK_DATA_DIR: the folder that has a9a's training part in LIBSVM's format, under that name",
+)
 def test_kernel_perceptron_makes_the_published_mistakes() -> None:
     """KOL's README: 6,887 support vectors, 78.851997 % of 32,561 right, for exp(-0.01 |x - z|^2) in file order.
 
     A mistake is y f <= 0: with the tie of the first row, where f is 0, they are 6,887, and without it 6,886.
     """
-    X, Y = read(Path(FILE))
+    X, Y = read(FILE)
     assert X.shape == (32561, COLUMNS)
     engine = BudgetEngine(COLUMNS, 1, {"kernel": "gaussian", "bandwidth": 50**0.5}, loss="perceptron")
     F = np.empty_like(Y)
