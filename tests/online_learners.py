@@ -125,3 +125,22 @@ def differences(one: Any, other: Any) -> list[str]:
 def file(learner: Any, path: Path) -> bytes:
     learner.save(path)
     return path.read_bytes()
+
+
+def circles(seed: int, n: int) -> tuple[Any, Any]:
+    """Two classes that no line parts, a tenth of the labels turned."""
+    rng = np.random.default_rng(seed)
+    X = rng.uniform(-1, 1, (n, 2))
+    return X, ((X**2).sum(axis=1) < 0.6) != (rng.random(n) < 0.1)
+
+
+def problem(cls: Any, seed: int, n: int) -> tuple[Any, Any]:
+    X, y = circles(seed, n)
+    return (X, np.sin(3 * X[:, 0]) * X[:, 1] + 0.1 * y) if cls.__name__.endswith("Regressor") else (X, y)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Two trees of states, to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    return bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))

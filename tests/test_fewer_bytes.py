@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_modules import imported
 
 torch = pytest.importorskip("torch")
-
-FOLDER = Path(__file__).parent.parent / "examples" / "fewer_bytes"
-MODULES = ("tasks", "states", "plot", "run")
 
 
 @pytest.fixture(scope="module")
 def example():
     pytest.importorskip("sklearn")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        kept = {name: sys.modules.pop(name, None) for name in MODULES}  # other examples have modules of these names
-        try:
-            yield importlib.import_module("run")
-        finally:
-            for name, module in kept.items():
-                sys.modules.pop(name, None)
-                if module is not None:
-                    sys.modules[name] = module
+    with imported("fewer_bytes") as run:
+        yield run
 
 
 def test_rate_rises_and_falls(example):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import sys
@@ -11,26 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_modules import imported
 
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-FOLDER = Path(__file__).parent.parent / "examples" / "kernel_machines"
-MODULES = ("data", "experiments", "models", "plot", "run")
-
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        kept = {name: sys.modules.pop(name, None) for name in MODULES}  # other examples have modules of these names
-        try:
-            yield importlib.import_module("run")
-        finally:
-            for name, module in kept.items():
-                sys.modules.pop(name, None)
-                if module is not None:
-                    sys.modules[name] = module
+    with imported("kernel_machines") as run:
+        yield run
 
 
 def package(folder: Path, name: str, path: str, content: bytes) -> None:

@@ -22,6 +22,7 @@ from curvk.online._kons import (
     PROSNKONSClassifier,
     PROSNKONSRegressor,
 )
+from online_learners import circles, problem, same
 from sklearn.datasets import load_digits
 
 LEARNERS: list[tuple[Any, dict[str, Any]]] = [
@@ -39,25 +40,6 @@ LEARNERS: list[tuple[Any, dict[str, Any]]] = [
     (PROSNKONSRegressor, {"gamma": 0.1}),
 ]
 NAMES = [f"{cls.__name__}{i}" for i, (cls, _) in enumerate(LEARNERS)]
-
-
-def circles(seed: int, n: int) -> tuple[Any, Any]:
-    """Two classes that no line parts, a tenth of the labels turned."""
-    rng = np.random.default_rng(seed)
-    X = rng.uniform(-1, 1, (n, 2))
-    return X, ((X**2).sum(axis=1) < 0.6) != (rng.random(n) < 0.1)
-
-
-def problem(cls: Any, seed: int, n: int) -> tuple[Any, Any]:
-    X, y = circles(seed, n)
-    return (X, np.sin(3 * X[:, 0]) * X[:, 1] + 0.1 * y) if cls.__name__.endswith("Regressor") else (X, y)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Two trees of states, to the bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    return bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
 
 
 def states(*learners: Any) -> list[Any]:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from curvk import stein
-
-FOLDER = Path(__file__).parent.parent / "examples" / "stein"
-MODULES = ("plot", "run")
+from example_modules import imported
 
 
 @pytest.fixture(scope="module")
 def example():
     pytest.importorskip("sklearn")
     pytest.importorskip("tqdm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        kept = {name: sys.modules.pop(name, None) for name in MODULES}  # other examples have modules of these names
-        try:
-            yield importlib.import_module("run")
-        finally:
-            for name, module in kept.items():
-                sys.modules.pop(name, None)
-                if module is not None:
-                    sys.modules[name] = module
+    with imported("stein") as run:
+        yield run
 
 
 def test_measure_is_the_discrepancy(example):

@@ -13,13 +13,26 @@ from ._engine import Engine
 
 
 class _Expansion(OnlineClassifier):
-    """`budget` support vectors at most, which all outputs share."""
+    """`budget` support vectors at most, which all outputs share; the constructor is that of rules without numbers."""
 
     budget: int | None
 
     _rule: str
     _unbounded = False  # whether the budget may be None
     _least = 1  # support vectors
+
+    def __init__(
+        self,
+        budget: int = 200,
+        *,
+        kernel: str = "gaussian",
+        bandwidth: float | str = "median",
+        kernel_params: Any = None,
+        drift: bool = False,
+        random_state: int | None = None,
+    ) -> None:
+        self.budget, self.kernel, self.bandwidth, self.kernel_params = budget, kernel, bandwidth, kernel_params
+        self.drift, self.random_state = drift, random_state
 
     def _check_params(self) -> None:
         owner = self._owner()
@@ -114,19 +127,6 @@ class RBPClassifier(_Expansion):
 
     _rule = "rbp"
 
-    def __init__(
-        self,
-        budget: int = 200,
-        *,
-        kernel: str = "gaussian",
-        bandwidth: float | str = "median",
-        kernel_params: Any = None,
-        drift: bool = False,
-        random_state: int | None = None,
-    ) -> None:
-        self.budget, self.kernel, self.bandwidth, self.kernel_params = budget, kernel, bandwidth, kernel_params
-        self.drift, self.random_state = drift, random_state
-
     def _settings(self) -> Keywords:
         return {"loss": "perceptron"}
 
@@ -156,19 +156,6 @@ class ForgetronClassifier(_Expansion):
     """
 
     _rule = "forgetron"
-
-    def __init__(
-        self,
-        budget: int = 200,
-        *,
-        kernel: str = "gaussian",
-        bandwidth: float | str = "median",
-        kernel_params: Any = None,
-        drift: bool = False,
-        random_state: int | None = None,
-    ) -> None:
-        self.budget, self.kernel, self.bandwidth, self.kernel_params = budget, kernel, bandwidth, kernel_params
-        self.drift, self.random_state = drift, random_state
 
 
 class BPASClassifier(_Expansion):
