@@ -36,7 +36,7 @@ static_assert(unit == group * group_tiles * tile_blocks, "a group has a block of
 // What element k of a group rounds with, from the group's word: a Weyl sequence, uniform in each place. One block of
 // noise thus serves four arrays of 32 elements. A word takes some 0.4 ns to make, so one for each element of an array
 // would add about a third to the step's 1.2 ns.
-inline uint32_t spread(uint32_t word, int64_t k) { return word + uint32_t(k) * 0x9e3779b9u; }
+CURVK_HD inline uint32_t spread(uint32_t word, int64_t k) { return word + uint32_t(k) * 0x9e3779b9u; }
 
 // The bits of the largest |x|; those of a NaN are above infinity's, so one shows.
 template <int64_t n>
@@ -79,7 +79,7 @@ inline void narrow(const uint32_t* __restrict x, T* __restrict stored) {
 }
 #endif
 
-constexpr uint32_t infinite = 0x7f800000u;
+constexpr uint32_t infinite = 0x7f800000u, lost = 0x7fc00000u;  // bits of the infinity and of a NaN
 constexpr float rounder = 12582912.0f;  // 1.5 2^23: a sum with it has the nearest integer in its low bits
 
 // ---- the kinds of states --------------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ struct Whole {
     static constexpr bool coded = false, random = false;
     static constexpr int zero = 0;
 
-    static S load(T x) { return x; }
-    static T store(S x, uint32_t) { return x; }
+    CURVK_HD static S load(T x) { return x; }
+    CURVK_HD static T store(S x, uint32_t) { return x; }
 };
 
 struct Short {
@@ -105,8 +105,8 @@ struct Short {
     static constexpr bool coded = false, random = true;
     static constexpr int zero = 0;
 
-    static S load(T x) { return BF16::load(x); }
-    static T store(S x, uint32_t random) { return static_cast<T>(BF16::code(x, random)); }
+    CURVK_HD static S load(T x) { return BF16::load(x); }
+    CURVK_HD static T store(S x, uint32_t random) { return static_cast<T>(BF16::code(x, random)); }
 };
 
 // Codes have a scale for each `scaled` elements. A tile is loaded by `unpack`, then `value` for each element, whose scale is
@@ -123,19 +123,24 @@ struct Scaled {
     static constexpr int64_t scaled = length;
     static constexpr bool coded = true;
 
+    // The scale of a group whose largest |x| is `top`, and its reciprocal.
+    CURVK_HD static float scale_of(float top, float& by) {
+        const float normal = top > 0x1p-126f ? top : 0x1p-126f;  // the reciprocal of less would overflow
+        by = 1.0f / normal;
+        return top > 0.0f ? normal : top;
+    }
+    // Whether the group of a scale holds a NaN or an infinity: its scale is stored as NaN and its codes as 0.
+    CURVK_HD static bool is_lost(float scale) { return bit_cast<uint32_t>(scale) >= infinite; }
+
     static void measure(const S* __restrict x, float* __restrict scale, float* __restrict by) {
         for (int64_t j = 0; j < tile / length; ++j) scale[j] = bit_cast<float>(largest<length>(x + j * length));
-        for (int64_t j = 0; j < tile / length; ++j) {
-            const float s = scale[j], normal = s > 0x1p-126f ? s : 0x1p-126f;  // the reciprocal of less would overflow
-            scale[j] = s > 0.0f ? normal : s;
-            by[j] = 1.0f / normal;
-        }
+        for (int64_t j = 0; j < tile / length; ++j) scale[j] = scale_of(scale[j], by[j]);
     }
     static void pack(const Code* __restrict codes, T* __restrict stored, float* __restrict scale) {
         narrow(codes, stored);
         for (int64_t j = 0; j < tile / length; ++j)
-            if (bit_cast<uint32_t>(scale[j]) >= infinite) {
-                scale[j] = __builtin_nanf("");
+            if (is_lost(scale[j])) {
+                scale[j] = bit_cast<float>(lost);
                 memset(stored + j * length, 0, length);
             }
     }
@@ -154,17 +159,17 @@ struct Coded : Scaled<group> {
         widen(codes, x, is_signed);
     }
     template <bool is_signed>
-    static S value(Raw code, float s) {
+    CURVK_HD static S value(Raw code, float s) {
         if (is_signed) {
             const uint32_t y = bit_cast<uint32_t>(float(code) * (1.0f / 127.0f));
             const int32_t square = int32_t((y << 1) - one);  // negative for code 0
             return bit_cast<float>(uint32_t(square > 0 ? square : 0) | (y & sign_bit)) * s;
         }
         const uint32_t y = bit_cast<uint32_t>(float(code) * (1.0f / 255.0f));
-        return bit_cast<float>(code != 0 ? (y << 2) - 3u * one : 0u) * s;
+        return bit_cast<float>(y != 0 ? (y << 2) - 3u * one : 0u) * s;
     }
     template <bool is_signed>
-    static Code code(S x, float by, uint32_t random) {
+    CURVK_HD static Code code(S x, float by, uint32_t random) {
         const uint32_t t = bit_cast<uint32_t>(x * by);
         if (is_signed) {
             // Half the bits below the sign, which an arithmetic shift doubles: the second one is cleared.
@@ -180,7 +185,7 @@ struct Coded : Scaled<group> {
    private:
     static constexpr uint32_t one = 0x3f800000u, sign_bit = 0x80000000u;
 
-    static uint32_t rounded(float units, uint32_t random) {
+    CURVK_HD static uint32_t rounded(float units, uint32_t random) {
         return (bit_cast<uint32_t>(units + rounder) + (random >> 23)) >> 9;
     }
 };
@@ -211,11 +216,11 @@ struct DynamicMap {
         value[255] = 1;
         edge[7] = float((last + 1) / 2);
     }
-    static constexpr int count(int d) { return (is_signed ? 1 : 2) << d; }
-    static constexpr int first(int d) { return count(d) - (is_signed ? 0 : 1); }  // codes from 0's to the decade's first
+    CURVK_HD static constexpr int count(int d) { return (is_signed ? 1 : 2) << d; }
+    CURVK_HD static constexpr int first(int d) { return count(d) - (is_signed ? 0 : 1); }  // codes from 0's to the decade's first
 
     // Codes from 0's to that of the nearest value, for 0 <= x <= 1. The top value has no negative.
-    int32_t steps(float x, bool negative) const {
+    CURVK_HD int32_t steps(float x, bool negative) const {
         float low = base[0], cells = rate[0];
         int32_t many = count(0);
         for (int d = 1; d < 7; ++d) {
@@ -232,6 +237,9 @@ struct DynamicMap {
     }
 };
 
+template <bool is_signed>
+constexpr DynamicMap<is_signed> dynamic_map{};
+
 struct Mapped : Scaled<256> {
     using Raw = float;
     static constexpr bool random = false;
@@ -239,27 +247,53 @@ struct Mapped : Scaled<256> {
 
     template <bool is_signed>
     static void unpack(const T* __restrict codes, Raw* __restrict x) {
-        for (int64_t k = 0; k < tile; ++k) x[k] = map<is_signed>.value[codes[k]];
+        for (int64_t k = 0; k < tile; ++k) x[k] = dynamic_map<is_signed>.value[codes[k]];
     }
     template <bool is_signed>
-    static S value(Raw x, float s) {
+    CURVK_HD static S value(Raw x, float s) {
         return x * s;
     }
     template <bool is_signed>
     static Code code(S x, float by, uint32_t) {
+        return code_in(dynamic_map<is_signed>, x, by);
+    }
+    template <bool is_signed>
+    CURVK_HD static Code code_in(const DynamicMap<is_signed>& map, S x, float by) {
         const bool negative = is_signed && x < 0.0f;
-        const int32_t steps = map<is_signed>.steps(magnitude(x) * by, negative);
+        const int32_t steps = map.steps(magnitude(x) * by, negative);
         return uint32_t(is_signed ? zero + (negative ? -steps : steps) : steps);
     }
-
-   private:
-    template <bool is_signed>
-    static constexpr DynamicMap<is_signed> map{};
 };
 
 // ---- parameters -------------------------------------------------------------------------------------------------------
 
 enum Rounding : int64_t { to_nearest, stochastic, kahan, split };
+
+// Whether the rounding suits the format and has what it needs.
+template <class Format, class T = typename Format::T>
+bool can_round(int64_t rounding, T* const* low) {
+    if (rounding == to_nearest) return true;
+    if (sizeof(T) != 2 || (rounding >= kahan && !low)) return false;
+    return rounding != split || Format::load(T(0x3f80)) == 1;
+}
+
+// The halves of split: `high` to nearest, `low` what is missing, up to 2^15 units either way.
+CURVK_HD inline float joined(uint16_t high, uint16_t low) {
+    return bit_cast<float>((uint32_t{high} << 16) + uint32_t(int32_t(int16_t(low))));
+}
+CURVK_HD inline void halve(float x, uint16_t& high, uint16_t& low) {
+    const uint32_t u = x == x ? bit_cast<uint32_t>(x) : lost;
+    high = uint16_t((u + 0x8000u) >> 16);
+    low = uint16_t(u);
+}
+
+// Kahan's: `low` is what `high` lacks of x.
+template <class Format, class T = typename Format::T>
+CURVK_HD inline void compensate(float x, T& high, T& low) {
+    high = Format::store(x);
+    const float back = Format::load(high);
+    low = Format::store(magnitude(back) < bit_cast<float>(infinite) ? x - back : 0.0f);
+}
 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 inline void load_params(const T* __restrict p, const T* __restrict low, int64_t rounding, S* __restrict x) {
@@ -269,8 +303,7 @@ inline void load_params(const T* __restrict p, const T* __restrict low, int64_t 
             return;
         }
         if (rounding == split) {
-            for (int64_t k = 0; k < tile; ++k)
-                x[k] = bit_cast<float>((uint32_t{p[k]} << 16) + uint32_t(int32_t(int16_t(low[k]))));
+            for (int64_t k = 0; k < tile; ++k) x[k] = joined(p[k], low[k]);
             return;
         }
     }
@@ -292,20 +325,11 @@ inline void store_params(const S* __restrict x, T* __restrict p, T* __restrict l
             return narrow(codes, p);
         }
         if (rounding == kahan) {
-            for (int64_t k = 0; k < tile; ++k) {
-                const T high = Format::store(x[k]);
-                const float back = Format::load(high);
-                p[k] = high;
-                low[k] = Format::store(magnitude(back) < __builtin_inff() ? x[k] - back : 0.0f);
-            }
+            for (int64_t k = 0; k < tile; ++k) compensate<Format>(x[k], p[k], low[k]);
             return;
         }
         if (rounding == split) {
-            for (int64_t k = 0; k < tile; ++k) {
-                const uint32_t u = x[k] == x[k] ? bit_cast<uint32_t>(x[k]) : 0x7fc00000u;
-                p[k] = T((u + 0x8000u) >> 16);
-                low[k] = T(u);
-            }
+            for (int64_t k = 0; k < tile; ++k) halve(x[k], p[k], low[k]);
             return;
         }
     } else {

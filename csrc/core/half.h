@@ -14,33 +14,33 @@ namespace {
 struct F32 {
     using T = float;
     using S = float;
-    static S load(T x) { return x; }
-    static T store(S x) { return x; }
+    CURVK_HD static S load(T x) { return x; }
+    CURVK_HD static T store(S x) { return x; }
 };
 
 struct F64 {
     using T = double;
     using S = double;
-    static S load(T x) { return x; }
-    static T store(S x) { return x; }
+    CURVK_HD static S load(T x) { return x; }
+    CURVK_HD static T store(S x) { return x; }
 };
 
 struct BF16 {
     using T = uint16_t;
     using S = float;
-    static S load(T x) { return bit_cast<float>(uint32_t{x} << 16); }
+    CURVK_HD static S load(T x) { return bit_cast<float>(uint32_t{x} << 16); }
     // A NaN is only made quiet: it must not round up to infinity.
-    static uint32_t code(S x) {
+    CURVK_HD static uint32_t code(S x) {
         const uint32_t u = bit_cast<uint32_t>(x);
         const uint32_t rounded = u + (0x7fffu + ((u >> 16) & 1u));  // to nearest, ties to even
         return (x == x ? rounded : u | quiet) >> 16;
     }
     // Up or down by uniform bits, so that the mean is x; the upper 16 count.
-    static uint32_t code(S x, uint32_t random) {
+    CURVK_HD static uint32_t code(S x, uint32_t random) {
         const uint32_t u = bit_cast<uint32_t>(x);
         return (x == x ? u + (random >> 16) : u | quiet) >> 16;
     }
-    static T store(S x) { return static_cast<T>(code(x)); }
+    CURVK_HD static T store(S x) { return static_cast<T>(code(x)); }
 
    private:
     static constexpr uint32_t quiet = 0x00400000u;
@@ -49,7 +49,7 @@ struct BF16 {
 struct F16 {
     using T = uint16_t;
     using S = float;
-    static S load(T x) {
+    CURVK_HD static S load(T x) {
         const uint32_t magnitude = uint32_t{x} & 0x7fffu, sign = (uint32_t{x} & 0x8000u) << 16;
         // Normal: move the exponent from bias 15 to 127. Infinity and NaN: fill the exponent. Subnormal: the significand
         // counts units of 2^-24, which a conversion from integer and a product by a power of two give exactly.
@@ -60,7 +60,7 @@ struct F16 {
         const uint32_t large = magnitude >= 0x7c00u ? (special | quiet) : normal;
         return bit_cast<float>(sign | (magnitude < 0x0400u ? tiny : large));
     }
-    static uint32_t code(S x) {
+    CURVK_HD static uint32_t code(S x) {
         const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
         // Normal: move the exponent and round the 13 lost bits to nearest even; a carry runs into the exponent rightly.
         const uint32_t odd = (magnitude >> 13) & 1u;
@@ -73,7 +73,7 @@ struct F16 {
     }
     // Up or down by uniform bits, so that the mean is x; the upper 13 count, below 2^-14 the upper 14, with which the sum is
     // exact.
-    static uint32_t code(S x, uint32_t random) {
+    CURVK_HD static uint32_t code(S x, uint32_t random) {
         const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
         const uint32_t normal = (magnitude - (uint32_t{127 - 15} << 23) + (random >> 19)) >> 13;
         const float units = bit_cast<float>(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
@@ -82,7 +82,7 @@ struct F16 {
         const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
         return sign | (magnitude >= 0x47800000u ? special : finite);  // 2^16
     }
-    static T store(S x) { return static_cast<T>(code(x)); }
+    CURVK_HD static T store(S x) { return static_cast<T>(code(x)); }
 };
 
 }  // namespace

@@ -105,14 +105,14 @@ inline void for_blocks(int64_t n, F f) {
 // Lambdas given to for_blocks carry this: both calls must become loops of their own.
 #define CURVK_INLINE __attribute__((always_inline))
 
-inline float magnitude(float x) { return __builtin_fabsf(x); }
-inline double magnitude(double x) { return __builtin_fabs(x); }
+CURVK_HD inline float magnitude(float x) { return __builtin_fabsf(x); }
+CURVK_HD inline double magnitude(double x) { return __builtin_fabs(x); }
 // In the type of its argument: sqrt(double) of a float would cost a conversion each way and other bits.
-inline float root(float x) { return sqrtf(x); }
-inline double root(double x) { return sqrt(x); }
+CURVK_HD inline float root(float x) { return sqrtf(x); }
+CURVK_HD inline double root(double x) { return sqrt(x); }
 
 // x^n for n >= 0 by squaring, so that C++ and the Python twins agree in the last bit (libm's pow differs by platform).
-inline double power(double x, int64_t n) {
+CURVK_HD inline double power(double x, int64_t n) {
     double result = 1;
     for (; n > 0; n >>= 1, x *= x)
         if (n & 1) result *= x;

@@ -8,7 +8,7 @@ namespace CURVK_LEVEL {
 namespace {
 
 // 2^y for y <= 0, with 2^0 = 1; 0 below -126.5. The polynomial has relative error 2^-25.9 and constant term 1.
-inline float shrink(float y) {
+CURVK_HD inline float shrink(float y) {
     constexpr float rounder = 0x1.8p23f + 127;  // leaves y's integer part, biased as an exponent, in the low bits
     const float bounded = y < -127 ? -127 : y;  // whose exponent's bits are those of 0; a NaN stays
     const float shifted = bounded + rounder;
@@ -24,7 +24,7 @@ inline float shrink(float y) {
 }
 constexpr double unit_of(float) { return 0x1.71547652b82fep+0; }  // the exponent's unit: log2(e), or 1 for e^y
 
-inline double shrink(double y) { return y < -708 ? 0 : exp_of(y); }
+CURVK_HD inline double shrink(double y) { return y < -708 ? 0 : exp_of(y); }
 constexpr double unit_of(double) { return 1; }
 
 template <class T>
@@ -46,10 +46,10 @@ template <class T>
 using Values = void (*)(T* __restrict tile, int64_t size, const Shape<T>& o);
 
 template <class T>
-void as_it_is(T* __restrict, int64_t, const Shape<T>&) {}
+CURVK_HD void as_it_is(T* __restrict, int64_t, const Shape<T>&) {}
 
 template <class T>
-void polynomial(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void polynomial(T* __restrict tile, int64_t size, const Shape<T>& o) {
     for (int64_t i = 0; i < size; ++i) {
         const T base = fused(o.scale, tile[i], o.shape);
         T value = 1;
@@ -59,19 +59,19 @@ void polynomial(T* __restrict tile, int64_t size, const Shape<T>& o) {
 }
 
 template <class T>
-void gaussian(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void gaussian(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate;
     for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * tile[i]);
 }
 
 template <class T>
-void laplacian(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void laplacian(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate;
     for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * root(tile[i]));
 }
 
 template <class T>
-void matern32(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void matern32(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, scale = o.scale;
     for (int64_t i = 0; i < size; ++i) {
         const T distance = root(tile[i]), decay = shrink(rate * distance);
@@ -80,7 +80,7 @@ void matern32(T* __restrict tile, int64_t size, const Shape<T>& o) {
 }
 
 template <class T>
-void matern52(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void matern52(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, scale = o.scale;
     for (int64_t i = 0; i < size; ++i) {
         const T distance = root(tile[i]), r = scale * distance, decay = shrink(rate * distance);
@@ -89,7 +89,7 @@ void matern52(T* __restrict tile, int64_t size, const Shape<T>& o) {
 }
 
 template <class T>
-void rational_quadratic(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void rational_quadratic(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T scale = o.scale, shape = o.shape;
     for (int64_t i = 0; i < size; ++i) {
         const T z = scale * tile[i], one_z = T(1) + z;
@@ -100,19 +100,19 @@ void rational_quadratic(T* __restrict tile, int64_t size, const Shape<T>& o) {
 }
 
 template <class T>
-void imq(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void imq(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T scale = o.scale;
     for (int64_t i = 0; i < size; ++i) tile[i] = T(1) / root(fused(scale, tile[i], T(1)));
 }
 
 template <class T>
-void exponent(T* __restrict tile, int64_t size, const Shape<T>& o) {
+CURVK_HD void exponent(T* __restrict tile, int64_t size, const Shape<T>& o) {
     const T rate = o.rate, shape = o.shape;
     for (int64_t i = 0; i < size; ++i) tile[i] = shrink(rate * exp_of(shape * log_of(tile[i])));
 }
 
 template <class T>
-void distance(T* __restrict tile, int64_t size, const Shape<T>&) {
+CURVK_HD void distance(T* __restrict tile, int64_t size, const Shape<T>&) {
     for (int64_t i = 0; i < size; ++i) tile[i] = root(tile[i]);
 }
 

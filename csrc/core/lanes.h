@@ -6,6 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__CUDACC__)  // functions that CUDA kernels share
+#define CURVK_HD __host__ __device__
+#else
+#define CURVK_HD
+#endif
+
 namespace CURVK_LEVEL {
 namespace {
 
@@ -17,7 +23,7 @@ namespace {
 // error of s (2 + z log_q) (2^-30.2 and 2^-59.5).
 
 template <class To, class From>
-inline To bit_cast(From x) {
+CURVK_HD inline To bit_cast(From x) {
     static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
     To y;
     memcpy(&y, &x, sizeof y);
@@ -25,11 +31,11 @@ inline To bit_cast(From x) {
 }
 
 template <class S>
-inline S horner(S, S last) {
+CURVK_HD inline S horner(S, S last) {
     return last;
 }
 template <class S, class... More>
-inline S horner(S x, S first, More... more) {
+CURVK_HD inline S horner(S x, S first, More... more) {
     return first + x * horner(x, more...);
 }
 
@@ -47,10 +53,10 @@ struct Real<float> {
     static constexpr float log2e = 0x1.715476p+0f;
     static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // an 8-bit integer times high is exact
     static constexpr float root_half = 0x1.6a09e6p-1f;
-    static float exp_q(float r) {
+    CURVK_HD static float exp_q(float r) {
         return horner(r, 0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558fp-5f, 0x1.1239c6p-7f, 0x1.6a2492p-10f);
     }
-    static float log_q(float z) { return horner(z, 0x1.55557ap-1f, 0x1.995e9cp-2f, 0x1.31e662p-2f); }
+    CURVK_HD static float log_q(float z) { return horner(z, 0x1.55557ap-1f, 0x1.995e9cp-2f, 0x1.31e662p-2f); }
 };
 
 template <>
@@ -64,12 +70,12 @@ struct Real<double> {
     static constexpr double log2e = 0x1.71547652b82fep+0;
     static constexpr double ln2_high = 0x1.62e42fefa4p-1, ln2_low = -0x1.8432a1b0e2634p-43;  // 11-bit
     static constexpr double root_half = 0x1.6a09e667f3bcdp-1;
-    static double exp_q(double r) {
+    CURVK_HD static double exp_q(double r) {
         return horner(r, 0x1.0000000000009p-1, 0x1.55555555554fap-3, 0x1.55555555508eap-5, 0x1.1111111127b4p-7,
                       0x1.6c16c18415a39p-10, 0x1.a01a012a69b07p-13, 0x1.a0199a3dda405p-16, 0x1.71df256bdeb0bp-19,
                       0x1.28ad48ec71ebbp-22, 0x1.ad7ef155de4b7p-26);
     }
-    static double log_q(double z) {
+    CURVK_HD static double log_q(double z) {
         return horner(z, 0x1.5555555555593p-1, 0x1.999999997fb4p-2, 0x1.2492494216bbbp-2, 0x1.c71c51e8beae1p-3,
                       0x1.7466460133713p-3, 0x1.39a0f99d77fbdp-3, 0x1.2f0d5de4c4a2ap-3);
     }
@@ -78,7 +84,7 @@ struct Real<double> {
 // e^x. Largest error in units in the last place: 0.78 for float (all 2^32), 0.79 for double (2.4e8 samples); both among
 // denormal results, which round twice.
 template <class S>
-__attribute__((always_inline)) inline S exp_of(S x) {
+CURVK_HD __attribute__((always_inline)) inline S exp_of(S x) {
     using R = Real<S>;
     using Bits = typename R::Bits;
     const S above = x < R::exp_low ? R::exp_low : x;  // a NaN passes both selects
@@ -104,7 +110,7 @@ __attribute__((always_inline)) inline S exp_of(S x) {
 // Natural logarithm; log(0) is -infinity, of a negative number NaN. Largest error in units in the last place: 0.91 for
 // float (all 2^32), 0.94 for double (2.4e8 samples), both just below sqrt(1/2).
 template <class S>
-__attribute__((always_inline)) inline S log_of(S x) {
+CURVK_HD __attribute__((always_inline)) inline S log_of(S x) {
     using R = Real<S>;
     using Bits = typename R::Bits;
     constexpr int lift = R::digits + 2;
@@ -151,7 +157,7 @@ inline double dot(const double* __restrict x, const double* __restrict y, int64_
     return fold(lane);
 }
 
-inline bool is_finite(double x) { return x - x == 0; }
+CURVK_HD inline bool is_finite(double x) { return x - x == 0; }
 
 }  // namespace
 }  // namespace CURVK_LEVEL

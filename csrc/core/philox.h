@@ -105,19 +105,19 @@ struct Stream {
 // Precision::log approximates -2 ln(1 + f) / f. The angle's bit 31 negates both, bit 30 swaps them, and the other 30 are a
 // signed fraction x of an eighth of a turn: Precision::sin and ::cos approximate sin(x pi/4) / x and cos(x pi/4) in x^2.
 struct Fine {  // relative errors 2^-22.5, 2^-28.2 and 2^-25.1
-    static float log(float f) {
+    CURVK_HD static float log(float f) {
         return horner(f, -0x1.fffffep+0f, 0x1.00007ap+0f, -0x1.5559dcp-1f, 0x1.ff623cp-2f, -0x1.978e38p-2f, 0x1.614c1cp-2f,
                       -0x1.4c3cc8p-2f, 0x1.9df954p-3f);
     }
-    static float sin(float y) { return horner(y, 0x1.921fb6p-1f, -0x1.4abbbap-4f, 0x1.465e92p-9f, -0x1.2d9302p-15f); }
-    static float cos(float y) { return horner(y, 1.0f, -0x1.3bd392p-2f, 0x1.03af5cp-6f, -0x1.4e5ed6p-12f); }
+    CURVK_HD static float sin(float y) { return horner(y, 0x1.921fb6p-1f, -0x1.4abbbap-4f, 0x1.465e92p-9f, -0x1.2d9302p-15f); }
+    CURVK_HD static float cos(float y) { return horner(y, 1.0f, -0x1.3bd392p-2f, 0x1.03af5cp-6f, -0x1.4e5ed6p-12f); }
 };
 struct Coarse {  // 2^-17.0, 2^-19.3 and 2^-16.6, below what 16 bits of radius resolve
-    static float log(float f) {
+    CURVK_HD static float log(float f) {
         return horner(f, -0x1.00004cp+1f, 0x1.ffe65cp-1f, -0x1.548feap-1f, 0x1.042126p-1f, -0x1.c3b498p-2f, 0x1.24b388p-2f);
     }
-    static float sin(float y) { return horner(y, 0x1.921f8ep-1f, -0x1.4aa60ap-4f, 0x1.3f3df0p-9f); }
-    static float cos(float y) { return horner(y, 0x1.fffeb2p-1f, -0x1.3ba49ap-2f, 0x1.f7b422p-7f); }
+    CURVK_HD static float sin(float y) { return horner(y, 0x1.921f8ep-1f, -0x1.4aa60ap-4f, 0x1.3f3df0p-9f); }
+    CURVK_HD static float cos(float y) { return horner(y, 0x1.fffeb2p-1f, -0x1.3ba49ap-2f, 0x1.f7b422p-7f); }
 };
 
 struct Pair {
@@ -125,7 +125,7 @@ struct Pair {
 };
 
 template <class Precision>
-__attribute__((always_inline)) inline Pair box_muller(float u, uint32_t angle) {
+CURVK_HD __attribute__((always_inline)) inline Pair box_muller(float u, uint32_t angle) {
     constexpr int32_t root_half = 0x3f3504f3;
     const int32_t offset = bit_cast<int32_t>(u) - root_half + (127 << 23);
     const float k = float((offset >> 23) - 127);

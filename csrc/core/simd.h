@@ -2,8 +2,11 @@
 // extension; the fused multiply-add is the one intrinsic. The level without one (x86-64-v2) multiplies and adds.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "core/lanes.h"
 
 #if defined(__FMA__)
 #include <immintrin.h>
@@ -13,6 +16,8 @@
 
 namespace CURVK_LEVEL {
 namespace {
+
+#if !defined(__CUDACC__)
 
 #if defined(__AVX512F__)
 constexpr int64_t vector_bytes = 64, vector_registers = 32;
@@ -63,8 +68,13 @@ inline Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
 inline Doubles fused(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 #endif
 
+#endif
+
 // The same for one number, in loops that the compiler vectorises.
-#if defined(__FMA__) || defined(__aarch64__)
+#if defined(__CUDACC__) || defined(CURVK_CUDA_EMULATOR)
+CURVK_HD inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+CURVK_HD inline double fused(double a, double b, double c) { return fma(a, b, c); }
+#elif defined(__FMA__) || defined(__aarch64__)
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else

@@ -1,7 +1,7 @@
 #include "core/codes.h"
+#include "core/curvature_rules.h"
 
 namespace CURVK_LEVEL {
-#include "curvk/curvature.h"
 namespace {
 
 // ---- the look-ahead point ---------------------------------------------------------------------------------------------
@@ -35,32 +35,15 @@ int32_t lookahead_list(CURVK_LOOKAHEAD_LIST(T, S)) {
 // Modes are stages over blocks that stay in L1: loops add up where one loop for all combinations would multiply. Blocks are
 // short, so that a stage's arithmetic runs while the next one's lines arrive.
 
-enum Hess : int64_t { zero, absolute, rms, debiased };
-enum Limit : int64_t { adam, sgdm, fixed };
-
 constexpr int64_t stage_block = 64;
-
-template <class S>
-struct AliceScalars {
-    S inv_scale, beta1, beta2, gain2, beta3, half_inv_sigma, two_inv_sigma, inv_sigma, eps, l1, l2, l2_squared, lr_min, lr_max, phi,
-        omega;
-};
-
-template <class S>
-AliceScalars<S> alice_scalars(CURVK_ALICE_SCALARS) {
-    (void)hess, (void)limit, (void)move;
-    return {S(1.0 / grad_scale), S(beta1), S(beta2), S(1.0 - beta2), S(beta3), S(0.5 / sigma), S(2.0 / sigma), S(1.0 / sigma), S(eps),
-            S(l1), S(l2), S(l2 * l2), S(lr_min), S(lr_max), S(phi), S(omega)};
-}
 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 void sample_glass(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, S* __restrict glass,
                   int64_t n, const AliceScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
         const S c = Format::load(g[i]) * s.inv_scale;
-        const S d = S(0.5) * (Format::load(g_plus[i]) * s.inv_scale + Format::load(g_minus[i]) * s.inv_scale) - c;
-        const S rho = d * d * s.two_inv_sigma;
-        glass[i] = rho + s.beta3 * (glass[i] - rho);
+        const S a = Format::load(g_plus[i]) * s.inv_scale, b = Format::load(g_minus[i]) * s.inv_scale;
+        glass[i] = averaged(density_of(c, a, b, s.two_inv_sigma), glass[i], s.beta3);
     }
 }
 
@@ -69,15 +52,8 @@ void sample_hessian(const T* __restrict g, const T* __restrict g_plus, const T* 
                     int64_t n, const AliceScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
         const S a = Format::load(g_plus[i]) * s.inv_scale, b = Format::load(g_minus[i]) * s.inv_scale;
-        S x;
-        if (hess == debiased) {
-            const S c = Format::load(g[i]) * s.inv_scale;
-            x = -(((a - c) * s.inv_sigma) * ((b - c) * s.inv_sigma));
-        } else {
-            const S slope = (a - b) * s.half_inv_sigma;
-            x = hess == absolute ? magnitude(slope) + s.l2 : slope * slope + s.l2_squared;
-        }
-        hessian[i] = x + s.beta3 * (hessian[i] - x);
+        const S x = hess == debiased ? row_norm_of(Format::load(g[i]) * s.inv_scale, a, b, s.inv_sigma) : slope_of<hess>(a, b, s);
+        hessian[i] = averaged(x, hessian[i], s.beta3);
     }
 }
 
@@ -86,14 +62,13 @@ void second_moment(const T* __restrict g, S* __restrict exp_avg_sq, S* __restric
     for (int64_t i = 0; i < n; ++i) {
         const S x = Format::load(g[i]) * s.inv_scale;
         grad[i] = x;
-        exp_avg_sq[i] = s.beta2 * exp_avg_sq[i] + s.gain2 * (x * x);  // infinite, not NaN, where the square overflows
+        exp_avg_sq[i] = second_average(x, exp_avg_sq[i], s);
     }
 }
 
 template <class S>
 void regularise(const S* __restrict lookahead, S* __restrict grad, int64_t n, const AliceScalars<S> s) {
-    for (int64_t i = 0; i < n; ++i)
-        grad[i] = (grad[i] + (lookahead[i] < 0 ? -s.l1 : s.l1)) + s.l2 * lookahead[i];
+    for (int64_t i = 0; i < n; ++i) grad[i] = regular(grad[i], lookahead[i], s);
 }
 
 // h of the step from its running estimate, which may be absent.
@@ -104,41 +79,20 @@ void curvature(const S* __restrict hessian, Hess hess, S l2, S* __restrict h, in
     else if (hess == absolute)
         for (int64_t i = 0; i < n; ++i) h[i] = hessian[i];
     else
-        for (int64_t i = 0; i < n; ++i) h[i] = root(hessian[i] < 0 ? S(0) : hessian[i]) + (hess == rms ? S(0) : l2);
-}
-
-constexpr double density_factor = 0.23873241463784300365;  // 3 / (4 pi)
-constexpr double density_cost = 0.46065886596178063902;    // sqrt(2 / (3 pi))
-
-template <class S>
-struct Bounded {
-    S value;
-    bool inside;
-};
-
-// q = b / d or, with `fixed`, a q, between its bounds lr_min / r and lr_max / r. One division serves all three: products
-// compare the fractions, and a NaN compares false, which gives the upper bound.
-template <Limit limit, class S>
-inline Bounded<S> bounded(S exp_avg, S glass, S h, S exp_avg_sq, S eps, S lr_min, S lr_max) {
-    const S a = magnitude(exp_avg), b = a + eps, k = S(density_factor) * glass, hb = h * b;
-    const S d = ((k + hb) + root(k * (k + S(2) * hb))) + eps * b;
-    const S r = limit == adam ? root(exp_avg_sq) + eps : S(1), top = limit == fixed ? a * b : b, product = top * r;
-    const bool below = product < lr_min * d, under = product < lr_max * d;
-    return {(below ? lr_min : under ? top : lr_max) / (under && !below ? d : r), under && product > lr_min * d};
+        for (int64_t i = 0; i < n; ++i) h[i] = rooted(hessian[i], hess == rms ? S(0) : l2);
 }
 
 // The first moment and the step. One loop, so that loads and stores hide behind the divider, which two or three roots and a
-// division keep busy. `rooted` takes h from the running mean of a square, and then adds `shift`.
-template <class Format, Limit limit, bool rooted, class T = typename Format::T, class S = typename Format::S>
+// division keep busy. `squared` takes h from the running mean of a square, and then adds `shift`.
+template <class Format, Limit limit, bool squared, class T = typename Format::T, class S = typename Format::S>
 void advance(T* __restrict p, const S* __restrict grad, S* __restrict exp_avg, const S* __restrict glass,
              const S* __restrict hessian, const S* __restrict exp_avg_sq, S* __restrict center, S* __restrict lookahead,
              int64_t n, const AliceScalars<S> s, S shift) {
     for (int64_t i = 0; i < n; ++i) {
-        const S first = grad[i] + s.beta1 * (exp_avg[i] - grad[i]);
+        const S first = averaged(grad[i], exp_avg[i], s.beta1);
         exp_avg[i] = first;
-        const S h = rooted ? root(hessian[i] < 0 ? S(0) : hessian[i]) + shift : hessian[i];
-        const S x = bounded<limit>(first, glass[i], h, exp_avg_sq[i], s.eps, s.lr_min, s.lr_max).value;
-        const S delta = limit == fixed ? (first < 0 ? x : -x) : -(first * x);
+        const S h = squared ? rooted(hessian[i], shift) : hessian[i];
+        const S delta = delta_of<limit>(first, glass[i], h, exp_avg_sq[i], s);
         const S old = center[i], moved = old + s.phi * delta;
         lookahead[i] = old + s.omega * delta;
         center[i] = moved;
@@ -151,14 +105,14 @@ template <class Format, class T = typename Format::T, class S = typename Format:
 void stand(T* __restrict p, const S* __restrict grad, S* __restrict exp_avg, const S* __restrict center, int64_t n,
            const AliceScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
-        exp_avg[i] = grad[i] + s.beta1 * (exp_avg[i] - grad[i]);
+        exp_avg[i] = averaged(grad[i], exp_avg[i], s.beta1);
         p[i] = Format::store(center[i]);
     }
 }
 
-template <class Format, bool rooted>
+template <class Format, bool squared>
 constexpr auto advance_loop(int64_t limit) {
-    return limit == adam ? advance<Format, adam, rooted> : limit == sgdm ? advance<Format, sgdm, rooted> : advance<Format, fixed, rooted>;
+    return limit == adam ? advance<Format, adam, squared> : limit == sgdm ? advance<Format, sgdm, squared> : advance<Format, fixed, squared>;
 }
 
 // The arrays of a block; glass, hessian, g_plus and g_minus may be null.
@@ -359,9 +313,9 @@ void model_terms(const S* __restrict exp_avg, const S* __restrict glass, const S
                  int64_t n, S eps, S lr_min, S lr_max, S fraction, double* __restrict inside, double* __restrict change) {
     for (int64_t i = 0; i < n; ++i) {
         const auto step = bounded<limit>(exp_avg[i], glass[i], h[i], exp_avg_sq[i], eps, lr_min, lr_max);
-        const S a = magnitude(exp_avg[i]), s = fraction * (limit == fixed ? step.value : a * step.value);
+        const S size = fraction * (limit == fixed ? step.value : magnitude(exp_avg[i]) * step.value);
         inside[i] = step.inside ? 1.0 : 0.0;
-        change[i] = double((S(0.5) * h[i] * s * s - a * s) + S(density_cost) * root(glass[i]) * (s * root(s)));
+        change[i] = double(change_of(exp_avg[i], glass[i], h[i], size));
     }
 }
 
@@ -382,13 +336,12 @@ template <class Format, class T = typename Format::T>
 void glass_terms(const T* __restrict g, const T* __restrict g_plus, const T* __restrict g_minus, int64_t n,
                  double* __restrict jump, double* __restrict change, double* __restrict product, double* __restrict square) {
     for (int64_t i = 0; i < n; ++i) {
-        const double c = double(Format::load(g[i]));
-        const double a = double(Format::load(g_plus[i])), b = double(Format::load(g_minus[i]));
-        const double d = 0.5 * (a + b) - c, up = a - c, down = b - c;
-        jump[i] = d * d;
-        change[i] = 0.5 * (up * up + down * down);
-        product[i] = -(up * down);
-        square[i] = c * c;
+        const ProbeTerms x =
+            probe_terms(double(Format::load(g[i])), double(Format::load(g_plus[i])), double(Format::load(g_minus[i])));
+        jump[i] = x.jump;
+        change[i] = x.change;
+        product[i] = x.product;
+        square[i] = x.square;
     }
 }
 
@@ -406,11 +359,7 @@ void moments(const T* __restrict g, const T* __restrict g_plus, const T* __restr
              S* __restrict m2, int64_t n, S factor, S share) {
     for (int64_t i = 0; i < n; ++i) {
         const S c = Format::load(g[i]), a = Format::load(g_plus[i]), b = Format::load(g_minus[i]);
-        const S d = S(0.5) * (a + b) - c;
-        const S x = density ? d * d * factor : -(((a - c) * factor) * ((b - c) * factor));
-        const S before = x - mean[i], now = mean[i] + before * share;
-        mean[i] = now;
-        m2[i] = m2[i] + before * (x - now);
+        welford(density ? density_of(c, a, b, factor) : row_norm_of(c, a, b, factor), mean[i], m2[i], share);
     }
 }
 
@@ -429,12 +378,6 @@ int32_t moments_list(CURVK_GLASS_MOMENTS_LIST(T, S)) {
 }
 
 // ---- SAM --------------------------------------------------------------------------------------------------------------
-
-template <class Format, bool adaptive, class T = typename Format::T, class S = typename Format::S>
-inline T ascended(T p, T g, S scale, S eta) {
-    const S w = Format::load(p), t = magnitude(w) + eta;
-    return Format::store(w + (adaptive ? t * t * Format::load(g) : Format::load(g)) * scale);
-}
 
 template <class Format, bool adaptive, class T = typename Format::T, class S = typename Format::S>
 void ascend_and_swap(T* __restrict p, T* __restrict g, int64_t n, S scale, S eta) {
@@ -467,10 +410,7 @@ int32_t sam_list(CURVK_SAM_LIST(T)) {
 
 template <class Format, class T = typename Format::T>
 void asam_terms(const T* __restrict p, const T* __restrict g, int64_t n, double eta, double scale, double* __restrict square) {
-    for (int64_t i = 0; i < n; ++i) {
-        const double x = (magnitude(double(Format::load(p[i]))) + eta) * double(Format::load(g[i])) * scale;
-        square[i] = x * x;
-    }
+    for (int64_t i = 0; i < n; ++i) square[i] = asam_term(double(Format::load(p[i])), double(Format::load(g[i])), eta, scale);
 }
 
 template <class Format, class T = typename Format::T>

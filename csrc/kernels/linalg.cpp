@@ -1,4 +1,4 @@
-#include "core/kernel.h"
+#include "core/jacobi.h"
 #include "core/simd.h"
 
 // One matrix in each lane of a vector: x[e] below is element e of as many matrices as a vector has lanes, side by side. A
@@ -9,46 +9,25 @@ namespace CURVK_LEVEL {
 #include "curvk/linalg.h"
 namespace {
 
-// `exponent`: the largest element is scaled to [2^exponent, 2^(exponent + 1)). Then squares and their products, times eps^2
-// too, are normal numbers for columns longer than `vanishes`. `negligible`: eps^2 times the scale. `far`: beyond it and its
-// inverse scaling takes a first step, by `lift`.
-template <class S>
-struct Jacobi;
-template <>
-struct Jacobi<float> {
-    typedef int32_t Mask __attribute__((vector_size(vector_bytes)));
-    static constexpr int exponent = 24;
-    static constexpr float eps = 0x1p-23f, vanishes = 0x1p-18f, negligible = 0x1p-22f, far = 0x1p60f, lift = 0x1p80f;
-};
-template <>
-struct Jacobi<double> {
-    typedef int64_t Mask __attribute__((vector_size(vector_bytes)));
-    static constexpr int exponent = 200;
-    static constexpr double eps = 0x1p-52, vanishes = 0x1p60, negligible = 0x1p96, far = 0x1p400, lift = 0x1p600;
-};
-constexpr int sweeps = 40;
-
 template <class S>
 using Lanes = typename Vector<S>::Type;
 template <class S>
-using Mask = typename Jacobi<S>::Mask;
+struct MaskOf;
+template <>
+struct MaskOf<float> {
+    typedef int32_t Type __attribute__((vector_size(vector_bytes)));
+};
+template <>
+struct MaskOf<double> {
+    typedef int64_t Type __attribute__((vector_size(vector_bytes)));
+};
+template <class S>
+using Mask = typename MaskOf<S>::Type;
+template <class S>
+using Scales = Scale<S, Lanes<S>>;
 template <class S>
 constexpr int64_t width = Vector<S>::width;
 
-template <class S>
-CURVK_INLINE inline Lanes<S> all(S x) {
-    return Lanes<S>{} + x;
-}
-template <class S>
-CURVK_INLINE inline Lanes<S> absolute(const Lanes<S>& x) {
-    return x < S(0) ? -x : x;
-}
-template <class S>
-CURVK_INLINE inline Lanes<S> roots(const Lanes<S>& x) {
-    Lanes<S> y;
-    for (int64_t l = 0; l < width<S>; ++l) y[l] = root(x[l]);
-    return y;
-}
 template <class S>
 CURVK_INLINE inline bool any(const Mask<S>& mask) {
     int64_t words[vector_bytes / 8], found = 0;
@@ -59,45 +38,15 @@ CURVK_INLINE inline bool any(const Mask<S>& mask) {
 
 // ---- scaling ----------------------------------------------------------------------------------------------------------
 
-// Powers of two, so that first * second * x lies in [2^exponent, 2^(exponent + 1)) for the largest |x|, and their inverses.
-template <class S>
-struct Scale {
-    Lanes<S> first, second, back_second, back_first;
-
-    explicit Scale(const Lanes<S>& largest) {
-        using R = Real<S>;
-        using J = Jacobi<S>;
-        using Bits = typename R::Bits;
-        constexpr Bits target = R::bias + J::exponent;
-        first = largest < S(1) / J::far ? all(J::lift) : largest > J::far ? all(S(1) / J::lift) : all(S(1));
-        back_first = largest < S(1) / J::far ? all(S(1) / J::lift) : largest > J::far ? all(J::lift) : all(S(1));
-        const Lanes<S> lifted = largest * first;
-        for (int64_t l = 0; l < width<S>; ++l) {
-            const Bits power = lifted[l] > S(0) ? bit_cast<Bits>(S(lifted[l])) >> R::digits : target;  // biased
-            second[l] = bit_cast<S>((target + R::bias - power) << R::digits);
-            back_second[l] = bit_cast<S>((power + R::bias - target) << R::digits);
-        }
-    }
-    CURVK_INLINE Lanes<S> in(const Lanes<S>& x) const { return x * first * second; }
-    CURVK_INLINE Lanes<S> out(const Lanes<S>& x) const { return x * back_second * back_first; }
-};
-
-template <class S>
-Lanes<S> largest(const Lanes<S>* x, int64_t count) {
-    Lanes<S> most = {};
-    for (int64_t e = 0; e < count; ++e) most = absolute<S>(x[e]) > most ? absolute<S>(x[e]) : most;
-    return most;
-}
-
 // Scales matrices in place; one that holds a NaN or an infinity becomes zero and is marked in `bad`.
 template <class S>
-Scale<S> scale_in(Lanes<S>* x, int64_t count, Mask<S>& bad) {
+Scales<S> scale_in(Lanes<S>* x, int64_t count, Mask<S>& bad) {
     Lanes<S> sum = {};
     for (int64_t e = 0; e < count; ++e) sum += x[e] - x[e];  // 0 for finite numbers
     bad = sum != S(0);
     const Mask<S> good = ~bad;
     for (int64_t e = 0; e < count; ++e) x[e] = good ? x[e] : Lanes<S>{};
-    const Scale<S> scale(largest<S>(x, count));
+    const Scales<S> scale(largest<S>(x, count));
     for (int64_t e = 0; e < count; ++e) x[e] = scale.in(x[e]);
     return scale;
 }
@@ -105,45 +54,12 @@ Scale<S> scale_in(Lanes<S>* x, int64_t count, Mask<S>& bad) {
 // ---- rotations --------------------------------------------------------------------------------------------------------
 
 template <class S>
-struct Rotation {
-    Lanes<S> c, s, shift;
-    Mask<S> rotates, swaps;
+struct Rotations : Rotation<S, Lanes<S>, Mask<S>> {
     int64_t p, q;  // p < q
-
-    // The rotation that makes pq vanish and puts the larger diagonal element first, in the lanes of `may` where pq is large
-    // enough. False where there is none.
-    CURVK_INLINE bool find(const Lanes<S>& pp, const Lanes<S>& qq, const Lanes<S>& pq, S tolerance2, const Mask<S>& may) {
-        rotates = may & (pq * pq > tolerance2 * absolute<S>(pp * qq));
-        swaps = rotates & (absolute<S>(qq) > absolute<S>(pp));
-        // With h = |qq - pp| + sqrt((qq - pp)^2 + (2 pq)^2) and n = sqrt(h^2 + (2 pq)^2): tangent 2 pq / h, cosine h / n,
-        // sine 2 pq / n, signs aside. One division, by n h, gives all.
-        const Lanes<S> difference = qq - pp, twice = pq + pq;
-        const Lanes<S> h = absolute<S>(difference) + roots<S>(difference * difference + twice * twice);
-        const Lanes<S> n = roots<S>(h * h + twice * twice), inverse = S(1) / (n * h);
-        const Lanes<S> size = twice * (h * inverse), half = twice * (n * inverse) * pq;
-        const Mask<S> falls = difference < S(0);
-        const Lanes<S> cosine = rotates ? h * (h * inverse) : all(S(1));
-        const Lanes<S> sine = rotates ? (falls ? -size : size) : Lanes<S>{};
-        shift = rotates ? (falls ? -half : half) : Lanes<S>{};
-        c = swaps ? -sine : cosine;
-        s = swaps ? cosine : sine;
-        return any<S>(rotates);
-    }
-
-    CURVK_INLINE void diagonal(Lanes<S>& pp, Lanes<S>& qq) const {
-        const Lanes<S> first = pp - shift, second = qq + shift;
-        pp = swaps ? second : first;
-        qq = swaps ? first : second;
-    }
 
     CURVK_INLINE void apply(Lanes<S>* __restrict x, int64_t step_x, Lanes<S>* __restrict y, int64_t step_y,
                             int64_t count) const {
-        for (int64_t e = 0; e < count; ++e) {
-            Lanes<S>&a = x[e * step_x], &b = y[e * step_y];
-            const Lanes<S> p = a, q = b;
-            a = c * p - s * q;
-            b = s * p + c * q;
-        }
+        for (int64_t e = 0; e < count; ++e) rotate(this->c, this->s, x[e * step_x], y[e * step_y]);
     }
 };
 
@@ -153,11 +69,11 @@ struct Rotation {
 template <class S, class Find, class Make>
 CURVK_INLINE inline bool sweep(int64_t d, Find find, Make make) {
     bool rotated = false;
-    Rotation<S> rotations[32];
+    Rotations<S> rotations[32];
     for (int64_t sum = 1; sum < 2 * d - 2; ++sum) {
         int64_t count = 0;
         for (int64_t p = sum < d ? 0 : sum - d + 1; 2 * p < sum; ++p) {
-            Rotation<S>& r = rotations[count];
+            Rotations<S>& r = rotations[count];
             r.p = p;
             r.q = sum - p;
             count += find(r);
@@ -169,16 +85,9 @@ CURVK_INLINE inline bool sweep(int64_t d, Find find, Make make) {
 }
 
 template <class S>
-CURVK_INLINE inline Lanes<S> dot(const Lanes<S>* x, const Lanes<S>* y, int64_t count) {
-    Lanes<S> sum = {};
-    for (int64_t e = 0; e < count; ++e) sum += x[e] * y[e];
-    return sum;
-}
-
-template <class S>
 void identity(Lanes<S>* v, int64_t d) {
     for (int64_t e = 0; e < d * d; ++e) v[e] = Lanes<S>{};
-    for (int64_t k = 0; k < d; ++k) v[k * d + k] = all(S(1));
+    for (int64_t k = 0; k < d; ++k) v[k * d + k] = all<Lanes<S>>(S(1));
 }
 
 // ---- order and signs --------------------------------------------------------------------------------------------------
@@ -190,27 +99,10 @@ void rank(const Lanes<S>* values, int64_t d, bool falls, Lanes<S>* place) {
     for (int64_t k = 0; k < d; ++k) {
         const Lanes<S> mine = sign * values[k];
         Lanes<S> before = {};
-        for (int64_t j = 0; j < k; ++j) before += sign * values[j] <= mine ? all(S(1)) : all(S(0));
-        for (int64_t j = k + 1; j < d; ++j) before += sign * values[j] < mine ? all(S(1)) : all(S(0));
+        for (int64_t j = 0; j < k; ++j) before += sign * values[j] <= mine ? all<Lanes<S>>(S(1)) : all<Lanes<S>>(S(0));
+        for (int64_t j = k + 1; j < d; ++j) before += sign * values[j] < mine ? all<Lanes<S>>(S(1)) : all<Lanes<S>>(S(0));
         place[k] = before;
     }
-}
-
-// The sign of the first of a vector's largest components.
-template <class S>
-Lanes<S> sign_of(const Lanes<S>* x, int64_t count) {
-    Lanes<S> most = {}, value = {};
-    for (int64_t e = 0; e < count; ++e) {
-        const Mask<S> more = absolute<S>(x[e]) > most;
-        most = more ? absolute<S>(x[e]) : most;
-        value = more ? x[e] : value;
-    }
-    return value < S(0) ? all(S(-1)) : all(S(1));
-}
-
-template <class S>
-void divide(Lanes<S>* x, int64_t count, const Lanes<S>& divisor) {
-    for (int64_t e = 0; e < count; ++e) x[e] = x[e] / divisor + S(0);  // no -0
 }
 
 // ---- eigh -------------------------------------------------------------------------------------------------------------
@@ -231,7 +123,7 @@ struct Eigh {
             for (int64_t i = 0; i < d; ++i)
                 for (int64_t j = 0; j <= i; ++j) a[i * row + j][l] = A[(l * d + i) * d + j];
         Mask<S> bad;
-        const Scale<S> scale = scale_in<S>(a, d * row, bad);
+        const Scales<S> scale = scale_in<S>(a, d * row, bad);
         identity<S>(v, d);
         diagonalize(a, v);
         for (int64_t k = 0; k < d; ++k) {
@@ -252,12 +144,13 @@ struct Eigh {
     void diagonalize(Lanes<S>* a, Lanes<S>* v) const {
         using J = Jacobi<S>;
         const int64_t d = this->d(), row = this->row();
-        const auto find = [=](Rotation<S>& r) CURVK_INLINE {
+        const auto find = [=](Rotations<S>& r) CURVK_INLINE {
             const Lanes<S>& pq = a[r.q * row + r.p];
             const Mask<S> may = pq * pq > J::negligible * J::negligible;
-            return r.find(a[r.p * row + r.p], a[r.q * row + r.q], pq, J::eps * J::eps, may);
+            r.find(a[r.p * row + r.p], a[r.q * row + r.q], pq, J::eps * J::eps, may);
+            return any<S>(r.rotates);
         };
-        const auto make = [=](const Rotation<S>& r) CURVK_INLINE {
+        const auto make = [=](const Rotations<S>& r) CURVK_INLINE {
             const int64_t p = r.p, q = r.q;
             r.diagonal(a[p * row + p], a[q * row + q]);
             a[q * row + p] = r.rotates ? Lanes<S>{} : a[q * row + p];
@@ -324,21 +217,21 @@ struct Svd {
             for (int64_t k = 0; k < cols; ++k)
                 for (int64_t i = 0; i < rows; ++i) x[k * rows + i][l] = A[l * rows * cols + i * step_row + k * step_col];
         Mask<S> bad;
-        const Scale<S> scale = scale_in<S>(x, cols * rows, bad);
+        const Scales<S> scale = scale_in<S>(x, cols * rows, bad);
         identity<S>(v, cols);
         orthogonalize(x, v, place + 2 * cols);
         bool nulls = false;
         for (int64_t k = 0; k < cols; ++k) {
             Lanes<S>*const left = x + k * rows, *const right = v + k * cols;
             const Lanes<S> stretch = roots<S>(dot<S>(right, right, cols));  // what rounding did to both
-            const Scale<S> own(largest<S>(left, rows));
+            const Scales<S> own(largest<S>(left, rows));
             for (int64_t i = 0; i < rows; ++i) left[i] = own.in(left[i]);
             const Lanes<S> length = roots<S>(dot<S>(left, left, rows));
             const Lanes<S> scaled = own.out(length) / stretch;
             value[k] = scale.out(scaled);
             null[k] = scaled < 2 * Jacobi<S>::vanishes;  // twice: none escapes that the rotations left alone
             nulls = nulls || any<S>(null[k]);
-            divide<S>(left, rows, length > S(0) ? length : all(S(1)));
+            divide<S>(left, rows, length > S(0) ? length : all<Lanes<S>>(S(1)));
             divide<S>(right, cols, stretch);
         }
         if (nulls)
@@ -368,12 +261,13 @@ struct Svd {
         using J = Jacobi<S>;
         const int64_t rows = this->rows(), cols = this->cols();
         const S tolerance2 = S(rows) * J::eps * J::eps;
-        const auto find = [=](Rotation<S>& r) CURVK_INLINE {
+        const auto find = [=](Rotations<S>& r) CURVK_INLINE {
             const Lanes<S>&pp = square[r.p], &qq = square[r.q];
             const Mask<S> may = (pp > J::vanishes * J::vanishes) & (qq > J::vanishes * J::vanishes);
-            return r.find(pp, qq, dot<S>(x + r.p * rows, x + r.q * rows, rows), tolerance2, may);
+            r.find(pp, qq, dot<S>(x + r.p * rows, x + r.q * rows, rows), tolerance2, may);
+            return any<S>(r.rotates);
         };
-        const auto make = [=](const Rotation<S>& r) CURVK_INLINE {
+        const auto make = [=](const Rotations<S>& r) CURVK_INLINE {
             r.diagonal(square[r.p], square[r.q]);
             r.apply(x + r.p * rows, 1, x + r.q * rows, 1, rows);
             r.apply(v + r.p * cols, 1, v + r.q * cols, 1, cols);

@@ -21,9 +21,9 @@ inline void sgd(T* __restrict p, const T* __restrict g, S* __restrict buf, int64
         S grad = Format::load(g[i]) * s.inv_scale;
         if (coupled) grad = grad + s.coupled_decay * param;
         if (mode != Momentum::none) {
-            const S mixed = s.momentum * buf[i] + s.damped * grad;
+            const S mixed = s.mixed(buf[i], grad);
             buf[i] = mixed;
-            grad = mode == Momentum::nesterov ? grad + s.momentum * mixed : mixed;
+            grad = s.direction(mixed, grad, mode == Momentum::nesterov);
         }
         p[i] = Format::store(param * s.shrink - s.lr * grad);
     }
@@ -70,16 +70,12 @@ inline void adam(T* __restrict p, const T* __restrict g, S* __restrict m, S* __r
         const S param = Format::load(p[i]);
         S grad = Format::load(g[i]) * s.inv_scale;
         if (coupled) grad = grad + s.coupled_decay * param;
-        const S first = s.beta1 * m[i] + s.gain1 * grad;
-        S second = s.beta2 * v[i] + s.gain2 * (grad * grad);
+        S first = m[i], second = v[i], top = amsgrad ? max_v[i] : S(0);
+        const S divisor = adam_moments<amsgrad>(grad, first, second, top, s);
         m[i] = first;
         v[i] = second;
-        if (amsgrad) {
-            const S old = max_v[i];
-            second = second > old || second != second ? second : old;  // a NaN on either side stays, as in torch.maximum
-            max_v[i] = second;
-        }
-        p[i] = Format::store(param * s.shrink - s.step_size * first / (root(second) * s.inv_root2 + s.eps));
+        if (amsgrad) max_v[i] = top;
+        p[i] = Format::store(adam_param(param, first, divisor, s));
     }
 }
 
@@ -178,36 +174,9 @@ OPTIM(f16, uint16_t, float, F16)
 
 // ---- the loss window --------------------------------------------------------------------------------------------------
 
-namespace {
-
-// Population variance of the `length` newest entries. Deviations from the newest loss are small where the window is nearly
-// constant, so the variance keeps its digits there.
-double newest_variance(const double* window, int64_t newest, int64_t length, int64_t patience, double loss) {
-    double sum = 0, squares = 0;
-    for (int64_t age = 0, i = newest; age < length; ++age, i = i ? i - 1 : patience - 1) sum += window[i] - loss;
-    const double mean = sum / double(length);
-    for (int64_t age = 0, i = newest; age < length; ++age, i = i ? i - 1 : patience - 1) {
-        const double deviation = window[i] - loss - mean;
-        squares += deviation * deviation;
-    }
-    return squares / double(length);
-}
-
-}  // namespace
-
 int32_t curvk_loss_window_f64(double* window, int64_t* stored, double* out, int64_t patience, int64_t period, double loss) {
     if (*stored < 0 || *stored == INT64_MAX) return 2;
-    out[0] = out[1] = out[2] = 0;
-    if (loss != loss) return 0;
-    const int64_t newest = *stored % patience;
-    window[newest] = loss;
-    *stored += 1;
-    if (*stored < patience) return 0;
-    bool highest = true;
-    for (int64_t i = 0; i < patience; ++i) highest = highest && !(window[i] > loss);
-    out[0] = highest;
-    out[1] = newest_variance(window, newest, period < patience ? period : patience, patience, loss);
-    out[2] = newest_variance(window, newest, patience, patience, loss);
+    note_loss(window, stored, out, patience, period, loss);
     return 0;
 }
 

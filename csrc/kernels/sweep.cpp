@@ -163,11 +163,11 @@ inline void for_groups(F f) {
 // Between load and store of the buffer: from gradient to direction.
 template <class S>
 struct Momentum {
-    S momentum, damped;
+    SgdScalars<S> s;
     bool first, nesterov;
 
-    S mixed(S old, S grad) const { return momentum * (first ? S(-0.0) : old) + damped * grad; }  // first: g to the bit
-    S direction(S mixed, S grad) const { return nesterov ? grad + momentum * mixed : mixed; }
+    S mixed(S old, S grad) const { return s.mixed(first ? S(-0.0) : old, grad); }  // first: the gradient to the bit
+    S direction(S mixed, S grad) const { return s.direction(mixed, grad, nesterov); }
 };
 
 template <class Format, class State, class S = typename Format::S>
@@ -212,11 +212,6 @@ inline void sgd_tile(const Arrays<Format, State>& a, const SgdScalars<S> s, cons
 
 // ---- Adam -------------------------------------------------------------------------------------------------------------
 
-template <class S>
-inline S adam_param(S param, S first, S second, const AdamScalars<S>& s) {
-    return param * s.shrink - s.step_size * first / (root(second) * s.inv_root2 + s.eps);
-}
-
 template <class Format, class State, class S = typename Format::S>
 inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, const Extra<S>& e, const Noise& noise,
                       int64_t first) {
@@ -234,8 +229,10 @@ inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, co
             const int64_t place = j * group / State::scaled;
             prefetch_span(a.m + j * group, group), prefetch_span(a.v + j * group, group);
             return [&, m_scale = a.m_scale[place], v_scale = a.v_scale[place]](int64_t k, int64_t) CURVK_INLINE {
-                m[k] = s.beta1 * State::template value<true>(m_raw[k], m_scale) + s.gain1 * grad[k];
-                v[k] = s.beta2 * State::template value<false>(v_raw[k], v_scale) + s.gain2 * (grad[k] * grad[k]);
+                S one = State::template value<true>(m_raw[k], m_scale), two = State::template value<false>(v_raw[k], v_scale);
+                adam_moments<false>(grad[k], one, two, two, s);
+                m[k] = one;
+                v[k] = two;
             };
         });
         State::measure(m, a.m_scale, m_by);
@@ -259,15 +256,12 @@ inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, co
             for_groups([&](int64_t j) CURVK_INLINE {
                 prefetch_span(m + j * group, group), prefetch_span(v + j * group, group);
                 return [&, m_word = m_words[j], v_word = v_words[j]](int64_t k, int64_t l) CURVK_INLINE {
-                    const S one = s.beta1 * State::load(m[k]) + s.gain1 * grad[k];
-                    S two = s.beta2 * State::load(v[k]) + s.gain2 * (grad[k] * grad[k]);
+                    S one = State::load(m[k]), two = State::load(v[k]), top = amsgrad.value ? max_v[k] : S(0);
+                    const S divisor = adam_moments<amsgrad.value>(grad[k], one, two, top, s);
                     m[k] = State::store(one, spread(m_word, l));
                     v[k] = State::store(two, spread(v_word, l));
-                    if constexpr (amsgrad.value) {
-                        two = two > max_v[k] || two != two ? two : max_v[k];  // a NaN on either side stays, as in torch
-                        max_v[k] = two;
-                    }
-                    param[k] = adam_param(param[k], one, two, s);
+                    if constexpr (amsgrad.value) max_v[k] = top;
+                    param[k] = adam_param(param[k], one, divisor, s);
                 };
             });
         };
@@ -282,14 +276,6 @@ inline void adam_tile(const Arrays<Format, State>& a, const AdamScalars<S> s, co
 template <class X>
 inline X* in_row(X* const* table, int64_t r) {
     return table ? table[r] : nullptr;
-}
-
-// Whether the rounding suits the format and has what it needs.
-template <class Format, class T = typename Format::T>
-bool can_round(int64_t rounding, T* const* low) {
-    if (rounding == to_nearest) return true;
-    if (sizeof(T) != 2 || (rounding >= kahan && !low)) return false;
-    return rounding != split || Format::load(T(0x3f80)) == 1;
 }
 
 template <class S>
@@ -314,7 +300,7 @@ int32_t sgd_list(int32_t place, States<State> m, Scales m_scale, Params<Format> 
     using S = typename Format::S;
     if (!can_round<Format>(rounding, low)) return place;
     const auto s = sgd_scalars<S>(lr, momentum, dampening, weight_decay, nesterov, decoupled, maximize, first, grad_scale);
-    const Momentum<S> direction{s.momentum, s.damped, first != 0, nesterov != 0};
+    const Momentum<S> direction{s, first != 0, nesterov != 0};
     const auto e = extra_of<S>(EXTRAS);
     const auto row = [=](int64_t r) {
         return Arrays<Format, State>{
