@@ -114,10 +114,10 @@ def read_only(x: np.ndarray) -> np.ndarray:
 
 
 class OnDevice:
-    """An array of another device, as DLPack announces it."""
+    """An array of a device that is neither the CPU nor CUDA's, as DLPack announces it: ROCm's."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)
+        return (10, 0)
 
     def __dlpack__(self, **_: Any) -> Any:
         raise AssertionError("memory of another device was asked for")
@@ -138,7 +138,7 @@ BAD: dict[str, tuple[Callable[[np.ndarray], Any], type[Exception], str]] = {
     "dict": (lambda x: {0: x}, TypeError, "got dict, needs an array"),
     "masked": (np.ma.masked_array, TypeError, "got MaskedArray, needs a plain NumPy array"),
     "recarray": (lambda x: x.view(np.recarray), TypeError, "got recarray, needs a plain NumPy array"),
-    "device": (lambda x: OnDevice(), BufferError, "got an array on DLPack device (2, 0), needs a CPU array"),
+    "device": (lambda x: OnDevice(), BufferError, "got an array on DLPack device (10, 0), needs a CPU array"),
 }
 BAD_WRITTEN: dict[str, tuple[Callable[[np.ndarray], Any], type[Exception], str]] = {
     "read-only": (read_only, BufferError, "got a read-only array, needs a writable one"),

@@ -31,10 +31,10 @@ struct DLPackExchangeApi {
     void* managed_from_object;
     void* managed_to_object;
     int (*tensor_from_object)(void* object, DLTensor* out);
-    void* current_stream;
+    int (*current_stream)(int32_t device_type, int32_t device, void** stream);
 };
 
-constexpr int32_t device_cpu = 1;
+constexpr int32_t device_cpu = 1, device_cuda = 2;
 constexpr uint8_t code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4;
 
 // The exchange table of a tensor type, or null. Only types that define it themselves count, and torch's Parameter, which
@@ -75,7 +75,8 @@ bool view_of_tensor(PyObject* object, View& view) {
         PyErr_Clear();  // curvk._arrays will say what is wrong with it
         return false;
     }
-    if (t.device.type != device_cpu || t.dtype.lanes != 1) return false;
+    if ((t.device.type != device_cpu && t.device.type != device_cuda) || t.dtype.lanes != 1) return false;
+    view.device = t.device.type == device_cuda ? t.device.id : View::on_host;
     view.data = static_cast<char*>(t.data) + t.byte_offset;
     view.shape = t.shape;
     view.strides = t.strides;
@@ -131,6 +132,13 @@ bool lazily_negated(PyObject* tensor) {
     return answer.ptr() == Py_True;
 }
 
+bool current_stream(PyObject* tensor, int32_t device, void** stream) {
+    const DLPackExchangeApi* const api = exchange_api(Py_TYPE(tensor));
+    if (!api || !api->current_stream) return false;
+    if (api->current_stream(device_cuda, device, stream) == 0) return true;
+    throw py::error_already_set();
+}
+
 bool view_of(PyObject* object, View& view) {
     using api = py::detail::npy_api;
     static const PyTypeObject* const ndarray = api::get().PyArray_Type_;
@@ -147,6 +155,7 @@ bool view_of(PyObject* object, View& view) {
     view.itemsize = itemsize(view.format);
     view.writable = array->flags & api::NPY_ARRAY_WRITEABLE_;
     view.foreign = false;
+    view.device = View::on_host;
     if (array->flags & api::NPY_ARRAY_C_CONTIGUOUS_) view.strides = nullptr;
     return array->flags & api::NPY_ARRAY_ALIGNED_;
 }

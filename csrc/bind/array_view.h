@@ -36,7 +36,10 @@ struct View {
     int64_t itemsize;
     Format format;
     bool writable;
-    bool foreign;  // not NumPy's: its owner must be told of writes
+    bool foreign;    // not NumPy's: its owner must be told of writes
+    int32_t device;  // a CUDA device's number, or on_host
+
+    static constexpr int32_t on_host = -1;
 
     int64_t size() const {
         int64_t n = 1;
@@ -98,6 +101,9 @@ struct View {
 };
 
 bool view_of(PyObject* object, View& view);
+
+// Whether a tensor's own library has told its current stream on a CUDA device; otherwise the caller must find it.
+bool current_stream(PyObject* tensor, int32_t device, void** stream);
 
 // True for a tensor whose memory holds the negative of its values (torch's neg bit), which DLPack's table does not tell.
 bool lazily_negated(PyObject* tensor);

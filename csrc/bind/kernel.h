@@ -31,10 +31,15 @@ struct Argument {
     Format element;  // of a table or an array
     bool written;
     bool nullable = false;
+    bool with_tables = false;  // lies where the tables' arrays do, although it is only read
     int32_t per = 0;  // a table whose arrays have one element for so many of the first table's; 0: as many as those
     std::string name{};
 
     bool is_array() const { return kind == table || kind == array || kind == row_values; }
+    // In a function of tables what is only read beside them (draws, coefs) is for the host, as are values per row.
+    bool on_device(bool of_list) const {
+        return kind == table || (kind == array && (written || with_tables || !of_list));
+    }
     bool is_offset() const { return kind == row_values && name == "offset"; }
     bool is_scalar() const { return kind == integer || kind == real; }
 };
@@ -45,13 +50,15 @@ struct Kernel {
     bool elementwise;
     std::vector<Argument> arguments;
     int32_t (*invoke)(void (*function)(), const Slot* slots);
+    int32_t (*invoke_on)(void (*function)(), const Slot* slots, int32_t device, void* stream);
     void (*function)();
+    const char* symbol;  // its name in C
+    void (*on_device)() = nullptr;  // its CUDA version; null without one, and before the CUDA library is loaded
 
     std::vector<const Argument*> arrays{};  // the array arguments in order
     bool indexed = false;  // C order matters: told the logical index of each row's first element, or has tables `per`
 
     bool is_list() const { return arguments[0].kind == Argument::table; }
-    int32_t operator()(const Slot* slots) const { return invoke(function, slots); }
 };
 
 // ---- from a C signature to a Kernel -----------------------------------------------------------------------------------
@@ -97,20 +104,36 @@ int32_t invoke(int32_t (*f)(A...), const Slot* slots, std::index_sequence<I...>)
 }
 
 template <class... A>
-Kernel make_kernel(const char* op, Format format, bool elementwise, int32_t (*f)(A...),
+struct OnDevice {  // a class, since two packs of a function would not be told apart here
+    using Function = int32_t (*)(A..., int32_t device, void* stream);
+
+    template <size_t... I>
+    static int32_t invoke(Function f, const Slot* slots, int32_t device, void* stream, std::index_sequence<I...>) {
+        return f(value<A>(slots[I])..., device, stream);
+    }
+};
+
+template <class... A>
+Kernel make_kernel(const char* op, Format format, bool elementwise, const char* symbol, int32_t (*f)(A...),
                    std::initializer_list<const char*> names) {
     static_assert(sizeof...(A) > 0 && sizeof...(A) <= max_arguments, "raise max_arguments");
-    Kernel k{op, format, elementwise, {argument<A>(format)...}, nullptr, reinterpret_cast<void (*)()>(f)};
+    Kernel k{op, format, elementwise, {argument<A>(format)...}, nullptr, nullptr, reinterpret_cast<void (*)()>(f), symbol};
+    k.invoke_on = [](void (*function)(), const Slot* slots, int32_t device, void* stream) {
+        using Call = OnDevice<A...>;
+        const auto f = reinterpret_cast<typename Call::Function>(function);
+        return Call::invoke(f, slots, device, stream, std::index_sequence_for<A...>{});
+    };
     k.invoke = [](void (*function)(), const Slot* slots) {
         return invoke(reinterpret_cast<int32_t (*)(A...)>(function), slots, std::index_sequence_for<A...>{});
     };
     size_t i = 0;
     for (const std::string marked : names) {  // what the marks after a name mean is in csrc/tools/generate.py
         Argument& a = k.arguments[i++];
-        const size_t end = std::min(marked.find_first_of("?#~/"), marked.size());
+        const size_t end = std::min(marked.find_first_of("?#@~/"), marked.size());
         a.name = marked.substr(0, end);
         for (size_t at = end; at < marked.size(); ++at) {
             if (marked[at] == '?') a.nullable = true;
+            if (marked[at] == '@') a.with_tables = true;
             if (marked[at] == '#') a.kind = Argument::row_values;
             if (marked[at] == '~') a.element = Format::bf16;
             if (marked[at] == '/') a.per = std::stoi(marked.substr(at + 1));

@@ -2,6 +2,8 @@
 //
 // The binder accepts well-formed arrays at speed and nothing else: whatever it does not accept goes to
 // curvk._arrays.resolve, the one place that words errors, which raises or returns plain arrays for a second look.
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -23,11 +25,11 @@ Format named_format(const std::string& name) {
     throw py::value_error("no format named " + name);
 }
 
-const std::unordered_map<std::string, std::vector<Kernel>>& registry() {
-    static const auto* const table = [] {
+std::unordered_map<std::string, std::vector<Kernel>>& registry() {
+    static auto* const table = [] {
         auto* t = new std::unordered_map<std::string, std::vector<Kernel>>;
 #define CURVK_KERNEL(op, format, elementwise, function, ...) \
-    (*t)[op].push_back(make_kernel(op, named_format(format), elementwise, function, {__VA_ARGS__}));
+    (*t)[op].push_back(make_kernel(op, named_format(format), elementwise, #function, function, {__VA_ARGS__}));
 #include "bindings.inc"
 #undef CURVK_KERNEL
         return t;
@@ -36,6 +38,29 @@ const std::unordered_map<std::string, std::vector<Kernel>>& registry() {
 }
 
 py::object python(const char* module, const char* name) { return py::module_::import(module).attr(name); }
+
+// ---- the CUDA library -------------------------------------------------------------------------------------------------
+
+const char* (*cuda_message)() = nullptr;  // null until a CUDA library is loaded
+bool emulating = false;                   // arrays on the host go to that library, which must be the emulator
+
+// Takes every kernel's CUDA version from a library. Called again it replaces them.
+void load_cuda(const std::string& path) {
+    void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) throw std::runtime_error(dlerror());
+    const auto message = reinterpret_cast<const char* (*)()>(dlsym(library, "curvk_cuda_status_message"));
+    if (!message) throw std::runtime_error(path + " is not curvk's CUDA library");
+    for (auto& [op, variants] : registry())
+        for (Kernel& k : variants)
+            k.on_device = reinterpret_cast<void (*)()>(dlsym(library, (std::string(k.symbol) + "_cuda").c_str()));
+    cuda_message = message;
+}
+
+// Whether a kernel runs on devices, in all its formats; false before the library is loaded.
+bool has_cuda(const std::string& op) {
+    const auto found = registry().find(op);
+    return found != registry().end() && found->second.front().on_device;
+}
 
 struct StridedRow {
     std::vector<int64_t> shape;
@@ -63,6 +88,10 @@ class Plan {
             const py::tuple resolved = python("curvk._arrays", "resolve")(op_, columns, format);
             if (!bind(resolved[0], true)) throw std::runtime_error(op_ + ": the binder refuses arrays that were resolved");
             foreign_ = py::len(resolved[1]) > 0 ? py::object(resolved[1]) : py::object();  // the tensors behind the arrays
+            if (!resolved[2].is_none()) {  // arrays on a device: what was bound are their addresses
+                device_ = resolved[2].cast<int32_t>();
+                stream_of_ = resolved[3];
+            }
         }
     }
 
@@ -91,19 +120,21 @@ class Plan {
             }
         }
         int32_t status = CURVK_OK;
-        if (curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();  // may raise: before anything is written
+        void* const stream = stream_now();
+        if (device_ < 0 && curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();  // may raise: before anything is written
         {
             const Running running(running_);
             std::optional<py::gil_scoped_release> released;
             if (total_ >= keep_gil_below) released.emplace();
-            if (strided_.empty() || !sizes_.empty()) status = k(slots);
+            if (strided_.empty() || !sizes_.empty()) status = call(k, slots, stream);
             for (size_t row = 0; row < strided_.size() && status == CURVK_OK; ++row) status = run_row(strided_[row], slots);
         }
         if (status > 0) {
             const auto [name, position] = scalar_at(size_t(status) - 1);
             python("curvk._errors", "out_of_range")(op_, name, scalars[position]);
         }
-        if (status < 0) throw std::bad_alloc();
+        if (status == CURVK_NO_MEMORY) throw std::bad_alloc();
+        if (status < 0) throw std::runtime_error(cuda_message());
         if (foreign_) python("curvk._arrays", "written")(foreign_);
     }
 
@@ -123,6 +154,21 @@ class Plan {
         bool operator<(const Interval& o) const { return begin < o.begin; }
         bool operator==(const Interval& o) const { return begin == o.begin && end == o.end; }
     };
+
+    int32_t call(const Kernel& k, const Slot* slots, void* stream) const {
+        if (device_ >= 0) return k.invoke_on(k.on_device, slots, device_, stream);
+        if (emulating && k.on_device) return k.invoke_on(k.on_device, slots, 0, nullptr);
+        return k.invoke(k.function, slots);
+    }
+
+    // The stream in which the arrays' library works now on their device.
+    void* stream_now() const {
+        void* stream = nullptr;
+        if (device_ < 0) return stream;
+        if (stream_of_) return reinterpret_cast<void*>(stream_of_().cast<uintptr_t>());
+        current_stream(item(PyTuple_GET_ITEM(columns_.ptr(), 0), 0), device_, &stream);
+        return stream;
+    }
 
     const char* kernel_format_name() const {
         switch (Format(fixed_format_)) {
@@ -182,6 +228,7 @@ class Plan {
 
     bool try_bind(const py::tuple& columns, bool resolved) {
         const Kernel* const last_kernel = kernel_;
+        const int32_t last_device = device_;
         kernel_ = nullptr;
         sizes_.clear();
         strided_.clear();
@@ -194,6 +241,8 @@ class Plan {
         layout_ = 0;
         total_ = 0;
         foreign_ = py::object();
+        stream_of_ = py::object();
+        device_ = View::on_host;
         const size_t rows = length(columns[0].ptr());
         if (freeze_ && rows != rows_) return false;
         rows_ = rows;
@@ -202,6 +251,9 @@ class Plan {
         if (rows_ > 0 && !view_of(item(columns[0].ptr(), 0), first)) return false;
         const Kernel* k = rows_ > 0 ? variant(first) : &variants_->front();
         if (!k || (freeze_ && k != last_kernel)) return false;
+        if (rows_ > 0) device_ = first.device;
+        if (freeze_ && device_ != last_device) return false;
+        if (device_ >= 0 && !k->on_device) return false;
         const auto& arrays = k->arrays;
         if (arrays.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
         if (arrays.size() > max_arrays) throw std::runtime_error(op_ + ": raise max_arrays in the binder");
@@ -218,6 +270,7 @@ class Plan {
             } else {
                 View v;
                 if (!view(column, *arrays[c], known(c, 0) == column, v) || !v.c_contiguous()) return false;
+                if (v.device != (arrays[c]->on_device(k->is_list()) ? device_ : View::on_host)) return false;
                 row_values_[c].clear();
                 if (arrays[c]->kind == Argument::row_values && (v.ndim != 1 || v.size() != int64_t(rows_))) return false;
                 *table(c) = v.data;
@@ -241,7 +294,7 @@ class Plan {
         for (size_t c = 0; c < k.arrays.size(); ++c) {
             if (k.arrays[c]->kind != Argument::table || !present_[c] || (freeze_ && owned_column_[c])) continue;
             PyObject* object = item(columns[c].ptr(), row);
-            if (!view(object, *k.arrays[c], known(c, row) == object, views[c])) return false;
+            if (!view(object, *k.arrays[c], known(c, row) == object, views[c]) || views[c].device != device_) return false;
             if (const int64_t per = k.arrays[c]->per) {
                 const View& v = views[c];
                 if (v.ndim != 1 || !v.c_contiguous() || v.size() != (views[0].size() + per - 1) / per) return false;
@@ -250,7 +303,7 @@ class Plan {
             if (!views[c].same_shape(views[0])) return false;
             flat = flat && views[c].same_dense_layout(views[0]) && (!k.indexed || views[c].c_contiguous());
         }
-        if (!flat && !allow_strided) return false;
+        if (!flat && (!allow_strided || device_ >= 0)) return false;
         if (!same_layout(views[0])) return false;
         const int64_t n = views[0].size();
         if (n == 0) return true;
@@ -367,15 +420,15 @@ class Plan {
     }
 
     int32_t run_row(const StridedRow& row, const Slot* slots) const {
-        struct Call {
+        struct Context {
             const Plan* plan;
             const StridedRow* row;
             const Slot* slots;
-        } call{this, &row, slots};
+        } context{this, &row, slots};
         return run_strided(
             row.shape, row.arrays,
-            [](void* context, void* const* blocks, int64_t start, int64_t n) {
-                const auto& c = *static_cast<const Call*>(context);
+            [](void* given, void* const* blocks, int64_t start, int64_t n) {
+                const auto& c = *static_cast<const Context*>(given);
                 const Kernel& k = *c.plan->kernel_;
                 Slot own[max_arguments];
                 int64_t values[max_arrays];
@@ -393,9 +446,9 @@ class Plan {
                         own[i].pointer = *block ? const_cast<void**>(block) : nullptr;
                     }
                 }
-                return k(own);
+                return c.plan->call(k, own, nullptr);
             },
-            &call);
+            &context);
     }
 
     static void warn_forked() {
@@ -429,6 +482,8 @@ class Plan {
     size_t layout_ = 0;                // the next row's place in it
     int64_t total_ = 0;
     py::object columns_;   // tuple that keeps the arrays alive; null before the first bind
+    int32_t device_ = View::on_host;
+    py::object stream_of_;  // tells the stream where the arrays' library does not by DLPack's table
     py::object foreign_;   // list of written tensors, whose owner counts versions; null if there are none
 };
 
@@ -450,6 +505,9 @@ PYBIND11_MODULE(_core, m) {
             Plan(op, columns, format).run(scalars);
         },
         py::arg("op"), py::arg("columns"), py::arg("scalars"), py::arg("format") = py::none());
+    m.def("load_cuda", &curvk::load_cuda, py::arg("path"));
+    m.def("has_cuda", &curvk::has_cuda, py::arg("op"));
+    m.def("emulate_cuda", [](bool on) { curvk::emulating = on; }, py::arg("on"));
     m.def("simd", &curvk_simd);
     m.def("simd_available", &curvk_simd_available, py::arg("level"));
     m.def("set_simd", &curvk_set_simd, py::arg("level"));

@@ -8,6 +8,7 @@
  *   A comment after a scalar is its range, checked before anything is written; NaN is outside every range.
  *   A trailing "or null" marks a pointer that may be null.
  *   bf16 and f16 arrays travel as uint16_t bit patterns; the format is in the function's name. curvk_bf16 is always bf16.
+ *   "with the tables" marks an array that is only read and, in the CUDA library, lies on the device all the same.
  *   "per row" marks an array with a number for each array of a list, "per 32" a table whose arrays have one element for 32
  *   of the first table's, in C order; the last may stand for fewer.
  *   `_list_` functions take tables of addresses and step all arrays in one parallel region.
@@ -37,6 +38,7 @@ CURVK_API int32_t curvk_openmp(void);                        /* OpenMP's version
 CURVK_API int32_t curvk_forked(void);                        /* 1 in a forked child, where kernels run on one thread */
 
 #include "curvk/budget.h"
+#include "curvk/capture.h"
 #include "curvk/curvature.h"
 #include "curvk/gram.h"
 #include "curvk/half.h"

@@ -1,6 +1,8 @@
-"""Writes what follows from the headers: level dispatch, binding list. CMake runs it; nothing it writes is committed.
+"""Writes what follows from the headers: level dispatch, binding list, the CUDA library's interface.
 
-python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVEL...
+CMake runs it; nothing it writes is committed. A family with a file in csrc/cuda has all its kernels there.
+
+python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVELS CUDA_FAMILIES (lists separated by commas)
 """
 
 import importlib.util
@@ -52,7 +54,7 @@ def pick_level(f, levels: list[str]) -> str:
     return text
 
 
-def list_of_one(f, listed) -> str:
+def list_of_one(f, listed, name: str) -> str:
     """A single-array entry calls the list entry with a list of one; a null array gives a null table."""
     values = []
     for a in listed.arguments:
@@ -60,7 +62,7 @@ def list_of_one(f, listed) -> str:
             values.append(f"{a.name} ? &{a.name} : nullptr" if a.nullable else f"&{a.name}")
         else:
             values.append({"sizes": "&n", "count": "1"}.get(a.name) or ("&" if a.per_row else "") + a.name)
-    return f"{listed.name}({', '.join(values)})"
+    return f"{name}({', '.join(values)})"
 
 
 def dispatch(functions, levels: list[str]) -> str:
@@ -81,21 +83,85 @@ def dispatch(functions, levels: list[str]) -> str:
         lines += ["", f"{f.prototype()} {{", *range_checks(f)]
         if f in implemented:  # prologues and final sums see the default rounding and denormals, as the ranges do
             lines.append("    const curvk::DefaultFloatControl control;")
-        call = pick_level(f, levels) if f in implemented else list_of_one(f, listed)
+        call = pick_level(f, levels) if f in implemented else list_of_one(f, listed, listed.name)
         lines += [f"    return {call};", "}"]
+    return "\n".join(lines) + "\n"
+
+
+def with_extra(call: str, extra: str) -> str:
+    """A call or a prototype with more arguments at its end."""
+    return f"{call[:-1]}, {extra})"
+
+
+CUDA_HEADER = """/* curvk's CUDA library: the functions of curvk.h for arrays on a device, in a stream's order.
+ *
+ * Tables, sizes, values per row and, in functions of tables, arrays that are only read (draws, coefs) lie in the
+ * host's memory and are read before the call returns; all other arrays, those in tables and what lies "with the tables"
+ * too, in that of `device`. Nothing waits for the device: `stream` is a cudaStream_t, null for the legacy default one.
+ * Status as in curvk.h; CURVK_DEVICE_ERROR (-2) for an error of CUDA's, told by curvk_cuda_status_message. */
+#ifndef CURVK_CUDA_H
+#define CURVK_CUDA_H
+
+#include "curvk/base.h"
+
+CURVK_API const char* curvk_cuda_status_message(void); /* the calling thread's last failure, "" if none */
+CURVK_API int32_t curvk_cuda_emulated(void);           /* 1 if "devices" are emulated on the CPU, for tests */
+CURVK_API int32_t curvk_cuda_versions(int32_t* driver, int32_t* runtime); /* 1000 major + 10 minor */
+CURVK_API int32_t curvk_cuda_device_count(int32_t* count);
+/* capability <- 10 major + minor */
+CURVK_API int32_t curvk_cuda_device(int32_t device, char* name, int64_t length, int32_t* capability, int64_t* bytes);
+CURVK_API int32_t curvk_cuda_device_of(const void* address, int32_t* device);
+/* Copies from a device to the host, and waits for it. */
+CURVK_API int32_t curvk_cuda_read(void* to, const void* from, int64_t bytes, int32_t device, void* stream);
+"""
+
+
+def cuda_header(functions) -> str:
+    extra = "int32_t device, void* stream"
+    lines = [f"CURVK_API {with_extra(f.prototype(f.name + '_cuda'), extra)};" for f in functions]
+    return "\n".join([CUDA_HEADER, *lines, "", "#endif", ""])
+
+
+def cuda_dispatch(functions) -> str:
+    """The CUDA library's functions: ranges checked, device made current, then the kernel file's function."""
+    by_key = {(f.op, f.format, f.is_list): f for f in functions}
+    implemented = [f for f in functions if f.is_list or (f.op, f.format, True) not in by_key]
+    lines = ["#include <math.h>", '#include "core/float_control.h"', '#include "core/status.h"']
+    lines += ['#include "cuda/device.h"', '#include "curvk_cuda.h"', "", "namespace curvk_cuda {"]
+    lines += [f"{with_extra(f.prototype(), 'void* stream')};" for f in implemented] + ["}"]
+    for f in functions:
+        listed = by_key.get((f.op, f.format, True))
+        prototype = with_extra(f.prototype(f.name + "_cuda"), "int32_t device, void* stream")
+        lines += ["", f"{prototype} {{", *range_checks(f)]
+        if f in implemented:
+            lines.append("    const curvk::DefaultFloatControl control;")
+            lines.append(f'    const curvk::CurrentDevice current("{f.op}", device);')
+            lines.append("    if (current.status) return current.status;")
+            arguments = ", ".join([*(a.name for a in f.arguments), "stream"])
+            lines.append(f"    return curvk_cuda::{f.name}({arguments});")
+        else:
+            call = list_of_one(f, listed, listed.name + "_cuda")
+            lines.append(f"    return {with_extra(call, 'device, stream')};")
+        lines.append("}")
     return "\n".join(lines) + "\n"
 
 
 def bindings(ops) -> str:
     """One X-macro line per kernel: op, format, elementwise, function, then the arguments' names.
 
-    A name is followed by ? where the argument may be null, # where it has a number per row, ~ where it is bfloat16
-    whatever the kernel's format (C++ knows no such type), /32 where it has one element for 32.
+    A name is followed by ? where the argument may be null, # where it has a number per row, @ where it lies with the
+    tables' arrays, ~ where it is bfloat16 whatever the kernel's format (C++ knows no such type), /32 where it has one
+    element for 32.
     """
 
     def marked(a) -> str:
         return (
-            a.name + "?" * a.nullable + "#" * a.per_row + "~" * (a.element == "curvk_bf16") + f"/{a.per}" * (a.per > 0)
+            a.name
+            + "?" * a.nullable
+            + "#" * a.per_row
+            + "@" * a.with_tables
+            + "~" * (a.element == "curvk_bf16")
+            + f"/{a.per}" * (a.per > 0)
         )
 
     lines = []
@@ -112,13 +178,17 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def main(include: str, signatures: str, output: str, *levels: str) -> None:
+def main(include: str, signatures: str, output: str, levels: str, families: str) -> None:
     reader = load(signatures)
     functions = reader.read(Path(include))
+    numbers = levels.split(",")
+    on_devices = [f for f in functions if f.format and f.family in families.split(",")]
     out = Path(output)
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "levels.h", f"#define CURVK_LEVELS(X) {' '.join(f'X({level})' for level in levels)}\n")
-    write(out / "dispatch.cpp", dispatch(functions, list(levels)))
+    write(out / "levels.h", f"#define CURVK_LEVELS(X) {' '.join(f'X({level})' for level in numbers)}\n")
+    write(out / "dispatch.cpp", dispatch(functions, numbers))
+    write(out / "curvk_cuda.h", cuda_header(on_devices))
+    write(out / "cuda_dispatch.cpp", cuda_dispatch(on_devices))
     write(out / "bindings.inc", bindings(reader.group(functions)))
 
 

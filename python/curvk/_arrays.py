@@ -7,11 +7,12 @@ about arrays, turns tensors and buffers into NumPy views, and serves the Numba t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import _cuda
 from ._errors import message
 
 if TYPE_CHECKING:
@@ -42,12 +43,17 @@ def _accepted(argument: Argument, fmt: str) -> tuple[np.dtype[Any], ...]:
     return (dtype, np.dtype(np.int16)) if dtype == np.uint16 else (dtype,)
 
 
-def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
-    """`x` as a NumPy array over the same memory; bfloat16 as uint16."""
+def numpy_view(x: Any, function: str, label: str, device: int | None = None) -> np.ndarray[Any, Any]:
+    """`x` as a NumPy array over the same memory; bfloat16 as uint16.
+
+    With the number of a CUDA device, on which x must then lie, the view has x's layout and address and cannot be read.
+    """
 
     def refuse(error: type[Exception], found: str, needed: str, remedy: str = "") -> Exception:
         return error(message(function, label, found, needed, remedy))
 
+    if device is not None and _cuda.device_of(x) != device:
+        return _cuda.addresses(x, function, label, device)  # which says so
     if isinstance(x, np.ndarray):
         if type(x) not in (np.ndarray, np.memmap):
             raise refuse(TypeError, type(x).__name__, "a plain NumPy array", f"use np.asarray({label})")
@@ -60,7 +66,7 @@ def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
             raise refuse(TypeError, type(x).__name__, "a plain torch.Tensor or Parameter")
         if x.layout != torch.strided:
             raise refuse(TypeError, f"a tensor with layout {x.layout}", "a dense tensor", f"use {label}.to_dense()")
-        if x.device.type != "cpu":
+        if device is None and x.device.type != "cpu":
             raise refuse(BufferError, f"a tensor on device {x.device}", "a CPU tensor", f"use {label}.cpu()")
         x = x.detach()
         if x.is_conj() or x.is_neg():
@@ -70,15 +76,19 @@ def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
             x.numel() and x.is_floating_point() and not x.data_ptr()
         ):  # autograd's lazy zeros, a storage resized to nothing
             raise refuse(ValueError, "a tensor without memory", "one with its own", f"use {label}.clone()")
+        if device is not None:
+            return _cuda.addresses(x, function, label, device)
         try:
             view: np.ndarray[Any, Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
         except (RuntimeError, TypeError) as error:
             raise refuse(TypeError, f"{x.dtype} ({error})", "a tensor NumPy can view") from error
         return view
+    if device is not None:
+        return _cuda.addresses(x, function, label, device)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") and not isinstance(x, type):
-        device = tuple(map(int, x.__dlpack_device__()))
-        if device[0] not in _CPU_DEVICES:
-            raise refuse(BufferError, f"an array on DLPack device {device}", "a CPU array")
+        place = tuple(map(int, x.__dlpack_device__()))
+        if place[0] not in _CPU_DEVICES:
+            raise refuse(BufferError, f"an array on DLPack device {place}", "a CPU array")
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError) as error:
@@ -88,7 +98,19 @@ def numpy_view(x: Any, function: str, label: str) -> np.ndarray[Any, Any]:
             return np.asarray(memoryview(x))
         except (TypeError, ValueError):
             pass
+    if (number := _cuda.device_of(x)) is not None:
+        raise refuse(BufferError, f"an array on cuda:{number}", "an array on the CPU")
     raise refuse(TypeError, type(x).__name__, "an array", f"use np.asarray({label}, dtype=np.float32)")
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str | np.dtype[Any], device: int | None) -> Array:
+    """A new array, not initialised: a NumPy array or, with the device of `like`, one of its kind there."""
+    return np.empty(shape, dtype) if device is None else _cuda.empty(like, shape, np.dtype(dtype).name)
+
+
+def on_host(x: Array) -> np.ndarray[Any, Any]:
+    """An array that `empty` made as a NumPy array: itself, or a copy for which the device is waited for."""
+    return x if type(x) is np.ndarray else _cuda.read(x)
 
 
 def _pick(op: str, first: np.ndarray[Any, Any], label: str, fmt: str | None) -> Function:
@@ -155,12 +177,28 @@ def _check_overlap(op: str, entries: list[tuple[str, bool, np.ndarray[Any, Any]]
         open_spans.append(span)
 
 
+def _check_dense(op: str, x: np.ndarray[Any, Any], label: str, reference: np.ndarray[Any, Any], indexed: bool) -> None:
+    """Raises where a device's kernel, which takes memory as it lies, would not meet elements that belong together."""
+    if x.flags.c_contiguous and reference.flags.c_contiguous:
+        return
+    alike = tuple(s // x.itemsize for s in x.strides) == tuple(s // reference.itemsize for s in reference.strides)
+    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+    if indexed or not alike or not x.transpose(order).flags.c_contiguous:
+        found, needed = f"strides {x.strides} for shape {x.shape}", "memory without gaps, laid out alike"
+        raise ValueError(message(op, label, found, f"{needed}, on a device", f"use {label}.contiguous()"))
+
+
 class Resolved(NamedTuple):
-    """Checked arguments: the kernel, its columns as plain arrays, and the tensors behind those it writes."""
+    """Checked arguments: the kernel, its columns as plain arrays, and the tensors behind those it writes.
+
+    Arrays on a CUDA device are given as their addresses, with the device's number and what tells the stream.
+    """
 
     kernel: Function
     columns: tuple[Column, ...]
     foreign: list[Any]
+    device: int | None = None
+    stream_of: Callable[[], int] | None = None
 
 
 def _items(column: Column, name: str, listed: bool) -> Iterator[tuple[str, Any]]:
@@ -196,7 +234,10 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     generic = next(iter(ops()[op].values()))
     name, lists = generic.arrays[0].name, type(columns[0]) is list
     first_label, first = next(_items(columns[0], name, lists), (name, None))
-    kernel = generic if first is None else _pick(op, numpy_view(first, op, first_label), first_label, fmt)
+    device = _cuda.device_of(first)
+    if device is not None:
+        _cuda.require(op, first_label, device)
+    kernel = generic if first is None else _pick(op, numpy_view(first, op, first_label, device), first_label, fmt)
     assert kernel.format is not None
     rows = len(columns[0]) if lists else 1
     out: list[Column] = []
@@ -220,7 +261,7 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             raise ValueError(message(op, argument.name, found, needed))
         views: list[np.ndarray[Any, Any]] = []
         for i, (label, item) in enumerate(_items(column, argument.name, many)):
-            x = numpy_view(item, op, label)
+            x = numpy_view(item, op, label, device if kernel.on_device(argument) else None)
             _check_one(op, x, label, argument, kernel.format, "" if label == first_label else first_label)
             if argument.per_row and x.shape != (rows,):
                 raise ValueError(message(op, label, f"shape {x.shape}", f"shape ({rows},), a number for each array"))
@@ -237,7 +278,12 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
                     found = f"strides {x.strides} for shape {x.shape}"
                     remedy = f"use np.ascontiguousarray({label})"
                     raise ValueError(message(op, label, found, "a C-contiguous array", remedy))
+                if not listed and device is not None:
+                    found, needed = f"strides {x.strides} for shape {x.shape}", "a C-contiguous array on a device"
+                    raise ValueError(message(op, label, found, needed, f"use {label}.contiguous()"))
                 x = x if listed else np.ascontiguousarray(x)
+            if device is not None and listed and not argument.per:
+                _check_dense(op, x, label, out[0][i] if out else x, kernel.indexed)
             if argument.written and not isinstance(item, np.ndarray) and type(column) is not tuple:
                 foreign.append(item)
             entries.append((label, argument.written, x))
@@ -245,15 +291,18 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
             views.append(x.copy() if argument.per_row else x)  # a plan keeps the values per row that it was given
         out.append(views if listed else views[0])
     _check_overlap(op, entries)
+    if device is not None:
+        return Resolved(kernel, tuple(out), foreign, device, _cuda.stream_of(first))
     if kernel.is_list and not kernel.elementwise:
         _flatten_rows(kernel, out)
     return Resolved(kernel, tuple(out), foreign)
 
 
-def resolve(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> tuple[tuple[Column, ...], list[Any]]:
+def resolve(
+    op: str, columns: tuple[Column, ...], fmt: str | None = None
+) -> tuple[tuple[Column, ...], list[Any], int | None, Callable[[], int] | None]:
     """`check` in the form the compiled binder takes."""
-    resolved = check(op, columns, fmt)
-    return resolved.columns, resolved.foreign
+    return check(op, columns, fmt)[1:]
 
 
 def written(foreign: list[Any]) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from . import _cuda
 from ._arrays import Column
 
 try:
@@ -38,10 +39,15 @@ _warned = False
 
 
 def _need(name: str) -> str:
-    if name not in BACKENDS:
+    if name not in (*BACKENDS, "emulator"):
         raise ValueError(f"backend: got {name!r}, needs one of {', '.join(BACKENDS)}")
     if name == "cpp" and not compiled:
         raise ValueError(f"backend: 'cpp' is not in this pure-Python build; rebuild with: {REBUILD}")
+    if name == "emulator":
+        try:
+            _cuda.load(emulator=True)
+        except ImportError as error:
+            raise ValueError(f"backend: {error}") from None
     return name
 
 
@@ -55,27 +61,33 @@ def backend_reason() -> str:
     return _reason
 
 
+def _set(name: str, reason: str) -> None:
+    global _backend, _reason
+    _backend, _reason = name, reason
+    if core is not None:
+        core.emulate_cuda(name == "emulator")
+
+
 class _Switch:
     """Applies a backend at once and, used as a context manager, undoes it."""
 
     def __init__(self, name: str) -> None:
-        global _backend, _reason
         self.before = (_backend, _reason)
-        _backend, _reason = _need(name), f"curvk.use_backend({name!r})"
+        _set(_need(name), f"curvk.use_backend({name!r})")
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *exc: object) -> None:
-        global _backend, _reason
-        _backend, _reason = self.before
+        _set(*self.before)
 
 
 def use_backend(name: str) -> _Switch:
     """Chooses the backend: "cpp" (compiled kernels), "numba" (their twins) or "python" (the twins, unjitted).
 
     Holds for the process. Works as a plain call and as a context manager that restores the backend before. The
-    environment variable CURVK_BACKEND sets the start value. The results are the same bits.
+    environment variable CURVK_BACKEND sets the start value. The results are the same bits. Arrays on a CUDA device
+    choose its kernels by themselves; "emulator", in builds for tests, sends arrays on the CPU to these kernels too.
 
     Raises:
         ValueError: an unknown name, or "cpp" in a build without compiled kernels.
@@ -100,8 +112,9 @@ def _warn_uncompiled() -> None:
         )
 
 
-def _door() -> ModuleType:
-    if _backend == "cpp":
+def _door(columns: tuple[Column, ...]) -> ModuleType:
+    """Who runs a kernel on these arrays."""
+    if _backend in ("cpp", "emulator") or (core is not None and _on_device(columns[0])):
         return core  # type: ignore[no-any-return]
     _warn_uncompiled()
     from . import _twins
@@ -109,12 +122,17 @@ def _door() -> ModuleType:
     return _twins
 
 
+def _on_device(column: Column) -> bool:
+    first = column[0] if type(column) is list and column else column
+    return _cuda.device_of(first) is not None
+
+
 def call(op: str, columns: tuple[Column, ...], scalars: tuple[Any, ...], format: str | None = None) -> None:
     """Runs a kernel once on arrays (columns) and scalars, both in the header's order."""
     if _backend == "cpp":
         core.call(op, columns, scalars, format)
     else:
-        _door().call(op, columns, scalars, format)
+        _door(columns).call(op, columns, scalars, format)
 
 
 class Plan:
@@ -130,7 +148,7 @@ class Plan:
 
     def _ready(self) -> Any:
         if self._made_for != _backend:
-            self._plan = _door().Plan(self._op, self._columns)
+            self._plan = _door(self._columns).Plan(self._op, self._columns)
             self._made_for = _backend
         return self._plan
 
@@ -190,13 +208,12 @@ def _every_level() -> Iterator[list[str]]:
 
 
 def _start() -> None:
-    global _backend, _reason
     if name := os.environ.get("CURVK_BACKEND"):
-        _backend, _reason = _need(name), f"CURVK_BACKEND={name}"
+        _set(_need(name), f"CURVK_BACKEND={name}")
     elif compiled:
-        _backend, _reason = "cpp", "compiled kernels are installed"
+        _set("cpp", "compiled kernels are installed")
     else:
-        _backend, _reason = "numba", f"installed without compiled kernels; to compile: {REBUILD}"
+        _set("numba", f"installed without compiled kernels; to compile: {REBUILD}")
     threads = os.environ.get("CURVK_NUM_THREADS") or "1"
     if not (threads.isdecimal() and int(threads) > 0):  # OMP_NUM_THREADS is OpenMP's to judge
         raise ValueError(f"CURVK_NUM_THREADS={threads}: needs a number of threads, 1 or more")

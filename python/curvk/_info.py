@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from . import _cuda
 from ._backend import REBUILD, backend_reason, core, get_backend, get_simd, simd_levels, version
 from ._signatures import include_dir
 from ._threads import get_num_threads, threads_reason
@@ -176,7 +177,7 @@ def collect() -> dict[str, Any]:
         Path(core.__file__).parent / ("libcurvk.dylib" if sys.platform == "darwin" else "libcurvk.so") if core else None
     )
     date = int(core.openmp()) if core else 0
-    serves = get_backend() == "cpp"
+    serves = get_backend() in ("cpp", "emulator")
     return {
         "version": version,
         "kernels": {
@@ -190,6 +191,7 @@ def collect() -> dict[str, Any]:
         "simd": {"level": get_simd(), "reason": _simd_reason(), "available": simd_levels()},
         "threads": {"count": get_num_threads(), "reason": threads_reason()} if serves else _SERIAL,
         "openmp": {"enabled": date > 0, "date": date or None, "loaded": loaded, "bundled_with_torch": bundled},
+        "cuda": _cuda.report(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
         "machine": machine(),
         "python": {
@@ -220,6 +222,11 @@ def _sections(report: dict[str, Any]) -> dict[str, Rows]:
     if affinity is not None:
         cpus += f"; this process may run on {len(affinity)}"
     caches = [f"L{c['level']} {c['size']}, shared by {c['shared_by_cpus']} CPU(s)" for c in hardware["caches"]]
+    cuda = report["cuda"]
+    driver = f"for CUDA {cuda['driver'] or '-'}; built with {cuda['runtime']}" if cuda["runtime"] else "none"
+    devices = [
+        f"{i}: {d['name']}, capability {d['capability']}, {d['memory_gib']} GiB" for i, d in enumerate(cuda["devices"])
+    ]
     sections: dict[str, Rows] = {
         f"curvk {report['version']}": [
             ("compiled", [built]),
@@ -230,6 +237,11 @@ def _sections(report: dict[str, Any]) -> dict[str, Rows]:
             ("  loaded", openmp["loaded"] or ["none"]),
             ("library", [kernels["library"] or "none"]),
             ("headers", [kernels["include_dir"]]),
+        ],
+        "CUDA": [
+            ("library", [cuda["library"] or "none"]),
+            ("driver", [driver]),
+            ("devices", devices or [f"none: {cuda['reason']}"]),
         ],
         "environment": [(name, [value or "not set"]) for name, value in report["environment"].items()],
         "machine": [

@@ -55,6 +55,7 @@ class Argument:
     nullable: bool = False
     per_row: bool = False  # an array with a number for each row of a list
     per: int = 0  # a table whose arrays have one element for so many of the first table's; 0: as many as those
+    with_tables: bool = False  # lies where the tables' arrays do, although it is only read
 
     @cached_property
     def pointers(self) -> int:
@@ -107,6 +108,13 @@ class Function:
     @cached_property
     def scalars(self) -> tuple[Argument, ...]:
         return tuple(a for a in self.arguments if not a.pointers and not (self.is_list and a.name == "count"))
+
+    def on_device(self, a: Argument) -> bool:
+        """Whether the CUDA version takes an array argument in a device's memory: all but values per row and, in a
+        function of tables, arrays that are only read beside them."""
+        return a.pointers == 2 or (
+            a.pointers == 1 and not a.per_row and (a.written or a.with_tables or not self.is_list)
+        )
 
     def prototype(self, name: str | None = None) -> str:
         arguments = ", ".join(f"{a.ctype} {a.name}" for a in self.arguments) or "void"
@@ -179,7 +187,8 @@ def _argument(text: str) -> Argument:
     bare = " ".join(_COMMENT.sub(" ", text).split())
     ctype, name = re.fullmatch(r"(.*?[\s*])(\w+)", bare).groups()  # type: ignore[union-attr]
     ctype = re.sub(r"\s*\*\s*", "* ", ctype).strip()
-    return Argument(name, ctype, interval, "or null" in text, per == "row", int(per) if per.isdecimal() else 0)
+    each = int(per) if per.isdecimal() else 0
+    return Argument(name, ctype, interval, "or null" in text, per == "row", each, "with the tables" in text)
 
 
 def parse(text: str, family: str) -> list[Function]:

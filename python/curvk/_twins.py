@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Plan:
         prologue = getattr(module, f"{self.op}_scalars", None)
         with default_float_control():
             if prologue is not None:
-                values = list(prologue(*values))
+                values = list(prologue(*(c for a, c in self._columns() if a.with_tables), *values))
             self._run(body, values)
         if self.resolved.foreign:
             written(self.resolved.foreign)
@@ -89,6 +90,7 @@ class Plan:
         with np.errstate(over="ignore"):
             typed = [number(v) if type(v) is float else v for v in values]
             shared = [c.astype(number) if a.element == "double" and a.pointers == 1 else c for a, c in self._columns()]
+        taken = [not a.with_tables for a in kernel.arrays]  # the others went to the prologue
         tables = [a for a in kernel.arrays if a.pointers == 2 and not a.per]
         rounds = any(a.name == "rounding" for a in kernel.scalars)  # the loop itself, so it gets what is stored
         stored = [a.element == "uint16_t" and not rounds for a in tables]
@@ -102,7 +104,7 @@ class Plan:
             body(
                 *(
                     int(c[row]) if a.per_row else c and c[row] if a.per else next(given) if a.pointers == 2 else c
-                    for a, c in zip(kernel.arrays, shared, strict=True)
+                    for a, c in compress(zip(kernel.arrays, shared, strict=True), taken)
                 ),
                 *typed,
             )

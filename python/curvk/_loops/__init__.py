@@ -1,8 +1,9 @@
 """The kernels as plain Python loops: the Numba twins, and the readable definition of what the C++ computes.
 
 A twin's loop takes flat arrays, then scalars of the data's type, in the order of the header. A function named
-`<op>_scalars` beside it turns the header's scalars into the loop's, in double, as the C++ prologue does. A kernel whose
-arrays form one list and that is not elementwise (a reduction) gets lists of flat arrays instead.
+`<op>_scalars` beside it turns the header's scalars into the loop's, in double, as the C++ prologue does; it takes
+arrays that lie "with the tables" before the scalars, and the loop does not get them. A kernel whose arrays form one
+list and that is not elementwise (a reduction) gets lists of flat arrays instead.
 
 Loops hold no bare float literal: Numba would promote the expression to float64.
 """

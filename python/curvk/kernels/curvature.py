@@ -1,4 +1,8 @@
-"""Gradient probes: sums and moments of the glass density, the Alice step, and SAM's perturbation."""
+"""Gradient probes: sums and moments of the glass density, the Alice step, and SAM's perturbation.
+
+Arrays on a CUDA device are taken as those on the CPU are, all arguments of a call on one device. Functions that return
+numbers (`alice_model`, `glass_sums`, `asam_norm`) wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array
+from .._arrays import Array, empty, on_host
 from .._backend import Plan, call
+from .._cuda import device_of
 from .._errors import message
 from .noise import _keys, _run, _stream, _word
-from .optim import _in_words_of_norm, _listed, scaled_norm
+from .optim import _in_words_of_norm, _kind, _listed, scaled_norm
 from .sweep import Codes, State
 
 __all__ = [
@@ -327,7 +332,7 @@ def alice_model(
         The number of elements whose step lay strictly between its bounds, and the predicted change of the loss: the sum
         of -a s + h s^2 / 2 + sqrt(2 / (3 pi)) sqrt(glass) s^1.5 with a = abs(exp_avg) and s = fraction abs(delta). The
         glass term is an expectation for Gaussian jumps. Where no bound acts and fraction is 1 each term is
-        -(a s / 3 + h s^2 / 6).
+        -(a s / 3 + h s^2 / 6). A device is waited for.
 
     Raises:
         TypeError, ValueError, BufferError: as `adam_step`.
@@ -339,11 +344,18 @@ def alice_model(
     if hessian is None and hess != "zero":
         raise ValueError(message("alice_model", "hessian", "None", f"arrays like exp_avg with hess={hess!r}"))
     _check_bounds("alice_model", lr_min, lr_max)
-    out = np.zeros(2)
-    columns = (exp_avg, glass, hessian, exp_avg_sq, out)
+    sums = _sums_beside(exp_avg, 2)
+    columns = (exp_avg, glass, hessian, exp_avg_sq, sums)
     chosen = (_choice("alice_model", "hess", hess, HESS), _choice("alice_model", "limit", limit, LIMITS))
     call("alice_model", columns, (eps, l2, lr_min, lr_max, fraction, *chosen))
-    return int(out[0]), float(out[1])
+    inside, change = on_host(sums)
+    return int(inside), float(change)
+
+
+def _sums_beside(x: Array | list[Array], length: int) -> Array:
+    """Where a kernel is to leave its sums over x: on the device of x."""
+    first = x[0] if isinstance(x, list) and x else x
+    return empty(first, (length,), "float64", device_of(first))
 
 
 def glass_sums(
@@ -363,7 +375,8 @@ def glass_sums(
             `adam_step`.
 
     Returns:
-        float64, shape (4,); not finite where an element is not. Same bits for every thread count and level.
+        A NumPy array of float64, shape (4,), for which a device is waited for; not finite where an element is not. Same
+        bits for every thread count and level.
 
     Raises:
         TypeError, ValueError, BufferError: as `adam_step`.
@@ -374,9 +387,9 @@ def glass_sums(
     >>> glass_sums(np.zeros(1), np.array([3.0]), np.array([-1.0]))
     array([1., 5., 3., 0.])
     """
-    out = np.zeros(4)
+    out = _sums_beside(g, 4)
     call("glass_sums", (g, g_plus, g_minus, out), ())
-    return out
+    return on_host(out)
 
 
 def glass_moments_(
@@ -464,7 +477,7 @@ def asam_norm(p: list[Array], g: list[Array], *, eta: float = 0.0) -> float:
     Raises:
         TypeError, ValueError, BufferError: as `adam_step`.
 
-    8 bytes per float32 element. Source: Kwon et al. 2021, arXiv 2102.11600.
+    Devices are waited for. 8 bytes per float32 element. Source: Kwon et al. 2021, arXiv 2102.11600.
 
     >>> import numpy as np
     >>> asam_norm([np.array([3.0, 2.0])], [np.array([1.0, -2.0])])
@@ -472,23 +485,26 @@ def asam_norm(p: list[Array], g: list[Array], *, eta: float = 0.0) -> float:
     """
     if not len(p) == len(g):
         raise ValueError(message("asam_norm", "g", f"{len(g)} arrays", f"{len(p)}, one for each in 'p'"))
-    out = np.zeros(2)
-    sets: dict[Any, tuple[list[Array], list[Array]]] = {}
+    sets: dict[Any, tuple[list[Array], list[Array], Array]] = {}
     for w, x in zip(p, g, strict=True):
-        params, grads = sets.setdefault(getattr(w, "dtype", None), ([], []))
+        kind = _kind(w)
+        if kind not in sets:
+            sets[kind] = [], [], _sums_beside(w, 2)
+        params, grads, _ = sets[kind]
         params.append(w)
         grads.append(x)
 
     def sums(scale: float) -> tuple[float, bool]:
         total, finite = 0.0, True
-        for params, grads in sets.values():
+        for params, grads, out in sets.values():
             try:
                 call("asam_sum_squares", (params, grads, out), (eta, scale))
             except (TypeError, ValueError, BufferError) as error:
                 raise _in_words_of_norm(error, "asam_norm", {"p": (p, params), "g": (g, grads)}) from None
-            total += float(out[0])
-            finite = finite and not out[1]
+        for _, _, out in sets.values():
+            square, bad = on_host(out)
+            total, finite = total + float(square), finite and not bad
         return total, finite
 
     wide = ["float64"] if eta > 1e60 else []  # a large eta overflows as float64 arrays do
-    return scaled_norm(sums, [*sets, *wide])
+    return scaled_norm(sums, [*(getattr(params[0], "dtype", None) for params, _, _ in sets.values()), *wide])

@@ -1,4 +1,8 @@
-"""Gram products: K(X, Z) @ W for kernel functions, without the matrix K."""
+"""Gram products: K(X, Z) @ W for kernel functions, without the matrix K.
+
+Arrays on a CUDA device are taken as those on the CPU are, all arguments of a call on one device and C-contiguous;
+results and packed centers lie there too.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view
+from .._arrays import Array, empty, numpy_view, on_host
 from .._backend import Plan, call
+from .._cuda import device_of
 from .._errors import message
 from . import noise
 from ._centers import (
     Centers,
     Landmarks,
     Matrix,
+    Rows,
     centers_of,
+    contiguous_on_device,
+    flat,
     like_reference,
     note_written,
+    on_cpu,
     readable,
     result_of,
     rows_of,
@@ -47,39 +56,35 @@ _SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
 
 def _run(
     op: str,
-    x: Matrix,
+    x: Rows,
     centers: Centers,
-    w: Matrix | None,
-    out: Matrix | None,
-    keep: Matrix | None,
+    w: Array | None,
+    c: int,
+    out: Array | None,
+    keep: Array | None,
     function: Function,
     accumulate: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """The kernel in slices of rows; a row's bits do not depend on its slice."""
-    (n, d), m = x.shape, len(centers)
-    c = 0 if w is None else w.shape[1]
+    """The kernel in slices of rows, or at once on a device; a row's bits do not depend on its slice."""
+    (n, d), m = x.layout.shape, len(centers)
     if progress is not None and not callable(progress):
         raise TypeError(message(op, "progress", f"{progress!r}", "a function of (rows done, rows), or None"))
     packed = centers._pack(function)
     per_row = max(m, 1) * (2 * d + 2 * c + 40)
     step = max(_SLICE_ROWS, int(_SLICE_FLOPS / per_row) // _SLICE_ROWS * _SLICE_ROWS)
     scalars = (m, d, c, function.number, function.scale, function.shape, function.degree, int(accumulate))
+    shared = packed.panels, packed.norms, packed.center
+    if x.device is not None:
+        call("gram_matvec", (x.array, *shared, w, out, keep), (n, *scalars))
+        if progress is not None:
+            progress(n, n)
+        return
     for i in range(0, n, step):
         part = slice(i, min(i + step, n))
         written = (None if a is None else a[part].reshape(-1) for a in (out, keep))
-        call(
-            "gram_matvec",
-            (
-                x[part].reshape(-1),
-                packed.panels,
-                packed.norms,
-                packed.center,
-                w if w is None else w.reshape(-1),
-                *written,
-            ),
-            (part.stop - i, *scalars),
-        )
+        rows, weights = x.layout[part].reshape(-1), w if w is None else w.reshape(-1)
+        call("gram_matvec", (rows, *shared, weights, *written), (part.stop - i, *scalars))
         if progress is not None:
             progress(part.stop, n)
 
@@ -109,7 +114,7 @@ def matvec(
         keep: (n, m), C-contiguous, takes K(X, Z) too: a training step that has the residual G of the product then forms
             keep.T @ G of a block of rows without computing K again.
         progress: called as progress(rows done, n) after each slice of rows. Slices take some 50 ms, and Ctrl-C is heard
-            between them; the rows done are then written, the others not.
+            between them; the rows done are then written, the others not. A device gets all rows at once.
         kernel: "gaussian" (default), and its parameters, with q the squared distance of x and z, h = bandwidth:
 
             - gaussian exp(-q / (2 h^2)), laplacian exp(-sqrt(q) / h);
@@ -156,18 +161,23 @@ def _product(
         needed = f"shape ({len(centers)},) or ({len(centers)}, c), a row for each in '{names[1]}'"
         raise ValueError(message(op, names[2], f"shape {w.shape}", needed))
     function = function_of(op, **kernel)
-    read = dict(zip(names, (x, centers.array, w), strict=True))
-    shape = (len(x), *w.shape[1:])
+    read = dict(zip(names, (x.layout, centers._rows.layout, w), strict=True))
+    shape, c = (len(x), *w.shape[1:]), math.prod(w.shape[1:])
     if out is None:
         if accumulate:
             raise ValueError(message(op, "out", "None", "the array to add to", "leave accumulate=False"))
-        out = result = np.empty(shape, x.dtype)
+        out = empty(x.array, shape, w.dtype, x.device)
+        result = numpy_view(out, op, "out", x.device)
     else:
-        result = result_of(op, "out", out, shape, read)
-    kept = None if keep is None else result_of(op, "keep", keep, (len(x), len(centers)), read | {"out": result})
-    w = readable(w if w.ndim == 2 else w[:, None])
+        result = result_of(op, "out", out, shape, read, x)
+    kept = None if keep is None else result_of(op, "keep", keep, (len(x), len(centers)), read | {"out": result}, x)
+    if x.device is not None:
+        contiguous_on_device(op, names[2], w)
+        _run(op, x, centers, arrays[2], c, out, keep, function, bool(accumulate), progress)
+        return out
+    w = readable(w.reshape(len(centers), c))
     try:
-        _run(op, x, centers, w, result.reshape(len(x), w.shape[1]), kept, function, bool(accumulate), progress)
+        _run(op, x, centers, w, c, result.reshape(len(x), c), kept, function, bool(accumulate), progress)
     finally:  # an interrupted call has written some rows
         note_written(out, keep)
     return out
@@ -196,24 +206,29 @@ def bind(X: Array, Z: Array | Centers, W: Array | None, *, out: Array, **kernel:
     array([[1.36787944]])
     """
     x, op = rows_of("bind", "X", X), "bind"
-    if not np.may_share_memory(x, numpy_view(X, op, "X")):
+    if x.device is None and not np.may_share_memory(x.layout, numpy_view(X, op, "X")):
         raise ValueError(message(op, "X", "an array that is not C-contiguous", "one that is", "use X.copy()"))
     centers = centers_of(op, "Z", Z, x, "X")
     f = function_of(op, **kernel)
     p = centers._pack(f)
-    read = {"X": x, "Z": centers.array}
-    products: tuple[Matrix | None, ...]
+    read = {"X": x.layout, "Z": centers._rows.layout}
+    products: tuple[Array | None, ...]
     if W is None:
-        c, products = 0, (None, None, result_of(op, "out", out, (len(x), len(centers)), read).reshape(-1))
+        result = result_of(op, "out", out, (len(x), len(centers)), read, x)
+        c, products = 0, (None, None, flat(Rows(result, out, x.device)))
     else:
         w = like_reference(op, "W", W, x, "X")
         if w.ndim != 2 or len(w) != len(centers):
             raise ValueError(message(op, "W", f"shape {w.shape}", f"shape ({len(centers)}, c), a row for each in 'Z'"))
         c = w.shape[1]
-        result = result_of(op, "out", out, (len(x), c), read | {"W": w})
-        products = (readable(w).reshape(-1), result.reshape(-1), None)
-    plan = Plan("gram_matvec", (x.reshape(-1), p.panels, p.norms, p.center, *products))
-    scalars = (len(x), len(centers), x.shape[1], c, f.number, f.scale, f.shape, f.degree, 0)
+        result = result_of(op, "out", out, (len(x), c), read | {"W": w}, x)
+        if x.device is None:
+            products = (readable(w).reshape(-1), result.reshape(-1), None)
+        else:
+            contiguous_on_device(op, "W", w)
+            products = (W, out, None)
+    plan = Plan("gram_matvec", (flat(x), p.panels, p.norms, p.center, *products))
+    scalars = (len(x), len(centers), x.layout.shape[1], c, f.number, f.scale, f.shape, f.degree, 0)
     return lambda: plan.run(scalars)
 
 
@@ -244,8 +259,8 @@ def rmatvec(
     >>> rmatvec(np.eye(2), np.zeros((1, 2)), np.ones(2), bandwidth=1.0)
     array([1.21306132])
     """
-    x = X if isinstance(X, Centers) else Centers(rows_of("rmatvec", "X", X))
-    z = centers_of("rmatvec", "Z", Z, x.array, "X").array
+    x = X if isinstance(X, Centers) else Centers(rows_of("rmatvec", "X", X).array)
+    z = centers_of("rmatvec", "Z", Z, x._rows, "X").array
     return _product("rmatvec", ("Z", "X", "G"), (z, x, G), out, accumulate, None, progress, kernel)
 
 
@@ -266,8 +281,9 @@ def row_sums(
     """
     x = rows_of("row_sums", "X", X)
     centers = centers_of("row_sums", "Z", Z, x, "X")
-    ones = np.ones(len(centers), x.dtype)
-    return _product("row_sums", ("X", "Z", "W"), (x, centers, ones), out, False, None, progress, kernel)
+    ones = empty(x.array, (len(centers),), x.layout.dtype, x.device)
+    ones[...] = 1
+    return _product("row_sums", ("X", "Z", "W"), (x.array, centers, ones), out, False, None, progress, kernel)
 
 
 def block(X: Array, Z: Array | Centers, *, out: Array = None, progress: Progress | None = None, **kernel: Any) -> Any:
@@ -315,11 +331,14 @@ def _block(
     centers = centers_of(op, "Z", Z, x, "X")
     shape = (len(x), len(centers))
     if out is None:
-        out = result = np.empty(shape, x.dtype)
+        out = result = empty(x.array, shape, x.layout.dtype, x.device)
     else:
-        result = result_of(op, "out", out, shape, {"X": x, "Z": centers.array})
+        result = result_of(op, "out", out, shape, {"X": x.layout, "Z": centers._rows.layout}, x)
+    if x.device is not None:
+        _run(op, x, centers, None, 0, None, out, function, progress=progress)
+        return out
     try:
-        _run(op, x, centers, None, None, result, function, progress=progress)
+        _run(op, x, centers, None, 0, None, result, function, progress=progress)
     finally:
         note_written(out)
     return out
@@ -329,16 +348,18 @@ def diagonal(X: Array, **kernel: Any) -> Any:
     """k(x, x) for each row, shape (n,): 1 where the kernel is one of distances.
 
     Args:
-        X, kernel: as in `matvec`.
+        X, kernel: as in `matvec`; X lies on the CPU.
 
     Raises:
-        TypeError, ValueError: as `matvec`.
+        TypeError, ValueError, BufferError: as `matvec`; an array on a device.
 
     >>> import numpy as np
     >>> diagonal(np.array([[1.0, 2.0]]), kernel="linear")
     array([5.])
     """
-    x = rows_of("diagonal", "X", X)
+    if device_of(X) is not None:
+        numpy_view(X, "diagonal", "X")  # which says that it must lie on the CPU
+    x = rows_of("diagonal", "X", X).layout
     function = function_of("diagonal", **kernel)
     if function.of_distance:
         return np.where(np.isfinite(x).all(axis=1), x.dtype.type(1), x.dtype.type(np.nan))
@@ -381,7 +402,8 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
         seed: of the random pairs, in [0, 2^64).
 
     Returns:
-        The median; with an even number of pairs the mean of the two in the middle, as numpy.median.
+        The median; with an even number of pairs the mean of the two in the middle, as numpy.median. A device is waited
+        for, and X copied to the CPU, which checks it and draws pairs; the device counts the distances of all pairs.
 
     Raises:
         TypeError, ValueError: as `matvec`; fewer than two rows, or rows that are not finite.
@@ -391,10 +413,11 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
     2.0
     """
     op = "median_distance"
-    x = rows_of(op, "X", X)
-    n = len(x)
+    rows = rows_of(op, "X", X)
+    n = len(rows)
     if n < 2:
         raise ValueError(message(op, "X", f"{n} rows", "two or more"))
+    x = rows.layout if rows.device is None else on_host(rows.array)
     if not np.isfinite(x).all():
         raise ValueError(
             message(op, "X", "rows that are not finite", "finite rows", "use X[np.isfinite(X).all(axis=1)]")
@@ -408,28 +431,28 @@ def median_distance(X: Array, *, pairs: int | None = None, seed: int = 0) -> flo
         count = integer(op, "pairs", pairs, 1, ", or None")
         return float(np.sqrt(np.median(_pair_squares(x, *_random_pairs(n, count, seed)))))
     total = n * (n - 1) // 2
-    low, high = _order_statistics(x, (total - 1) // 2, total // 2, seed)
+    low, high = _order_statistics(x, rows, (total - 1) // 2, total // 2, seed)
     return 0.5 * (math.sqrt(low) + math.sqrt(high))
 
 
-def _order_statistics(x: Matrix, first: int, last: int, seed: int) -> tuple[float, float]:
-    """The squared distances of ranks first and last among all pairs, counted from 0."""
+def _order_statistics(x: Matrix, rows: Rows, first: int, last: int, seed: int) -> tuple[float, float]:
+    """The squared distances of ranks first and last among all pairs, counted from 0; x is what the rows hold."""
     n, total = len(x), len(x) * (len(x) - 1) // 2
     if n <= _FEW_ROWS:  # all of them: n zeros, then each pair twice
         ranks = n + 2 * first, n + 2 * last
         matrix = np.empty((n, n), x.dtype)
-        _run("median_distance", x, Centers(x), None, None, matrix, _SQUARED)
+        _run("median_distance", on_cpu(x), Centers(x), None, 0, None, matrix, _SQUARED)
         q = matrix.reshape(-1)
         q.partition(sorted(set(ranks)))
         return float(q[ranks[0]]), float(q[ranks[1]])
     sample = np.sort(_pair_squares(x, *_random_pairs(n, max(_SAMPLE, 4 * n), seed)))
-    centers, spread = Centers(x), _SPREAD
+    centers, spread = Centers(rows.array), _SPREAD
     while True:
         margin = spread * math.sqrt(sample.size) / 2
         ranks = math.floor(first / total * sample.size - margin), math.ceil(last / total * sample.size + margin)
         low = float(sample[ranks[0]]) if ranks[0] >= 0 else -1.0
         high = float(sample[ranks[1]]) if ranks[1] < sample.size else float(np.finfo(x.dtype).max)
-        counts, inside = _between(x, centers, low, high)
+        counts, inside = _between(rows, centers, low, high)
         below, to_low, under, to_high = counts
         if below <= first and last < to_high:
             wanted = [k - to_low for k in (first, last) if to_low <= k < under]
@@ -439,22 +462,21 @@ def _order_statistics(x: Matrix, first: int, last: int, seed: int) -> tuple[floa
         spread *= 4  # the sample was unlikely, or its rounding differs at a tie
 
 
-def _between(x: Matrix, centers: Centers, low: float, high: float) -> tuple[tuple[int, ...], Matrix]:
+def _between(x: Rows, centers: Centers, low: float, high: float) -> tuple[tuple[int, ...], Matrix]:
     """How many pairs are below, up to, under and up to the bounds; the squares strictly between them."""
-    n, d = x.shape
+    (n, d), dtype = x.layout.shape, x.layout.dtype
     packed = centers._pack(_SQUARED)
     totals, inside = np.zeros(4, np.int64), []
     step = max(_SLICE_ROWS, int(_SLICE_FLOPS / (n * (2 * d + 40))))
     for i in range(0, n, step):
-        part, capacity = x[i : i + step], n // 8 + 64
+        length, capacity = min(step, n - i), n // 8 + 64
+        part = flat(Rows(x.layout[i : i + step], x.array[i : i + step], x.device))
         while True:
-            counts = np.empty((len(part), 4), np.int64)
-            found = np.empty((len(part), capacity), x.dtype)
-            call(
-                "gram_select",
-                (part.reshape(-1), packed.panels, packed.norms, packed.center, found.reshape(-1), counts.reshape(-1)),
-                (len(part), n, d, i, low, high, capacity),
-            )
+            taken = empty(x.array, (length * 4,), "int64", x.device)
+            squares = empty(x.array, (length * capacity,), dtype, x.device)
+            columns = part, packed.panels, packed.norms, packed.center, squares, taken
+            call("gram_select", columns, (length, n, d, i, low, high, capacity))
+            counts, found = on_host(taken).reshape(length, 4), on_host(squares).reshape(length, capacity)
             lengths = counts[:, 2] - counts[:, 1]
             if lengths.max() <= capacity:
                 break

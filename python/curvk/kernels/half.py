@@ -1,6 +1,7 @@
 """bfloat16 and float16 arrays, converted to float32 and back.
 
-NumPy has no bfloat16: uint16 arrays of bit patterns, or arrays of ml_dtypes.bfloat16, stand for it.
+NumPy has no bfloat16: uint16 arrays of bit patterns, or arrays of ml_dtypes.bfloat16, stand for it. Arrays on a CUDA
+device are taken where curvk has a CUDA version, both arguments on one device; results lie there too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._arrays import Array, numpy_view
+from .._arrays import Array, empty, numpy_view
 from .._backend import call
+from .._cuda import device_of
 from .._errors import message
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
@@ -31,10 +33,11 @@ def to_float32(x: Array, *, out: FloatArray | None = None) -> FloatArray:
     >>> to_float32(np.array([0x3FC0], np.uint16))
     array([1.5], dtype=float32)
     """
-    shape = numpy_view(x, "to_float32", "x").shape
+    device = device_of(x)
+    shape = numpy_view(x, "to_float32", "x", device).shape
     if out is None:
-        out = np.empty(shape, np.float32)
-    _check_shape("to_float32", out, shape)
+        out = empty(x, shape, "float32", device)
+    _check_shape("to_float32", out, shape, device)
     call("to_float32", (x, out), (math.prod(shape),))
     return out
 
@@ -56,15 +59,16 @@ def from_float32(x: Array, format: Literal["bf16", "f16"], *, out: Array = None)
     """
     if format not in ("bf16", "f16"):
         raise ValueError(f"from_float32: argument 'format': got {format!r}, needs 'bf16' or 'f16'")
-    shape = numpy_view(x, "from_float32", "x").shape
+    device = device_of(x)
+    shape = numpy_view(x, "from_float32", "x", device).shape
     if out is None:
-        out = np.empty(shape, np.uint16 if format == "bf16" else np.float16)
-    _check_shape("from_float32", out, shape)
+        out = empty(x, shape, "uint16" if format == "bf16" else "float16", device)
+    _check_shape("from_float32", out, shape, device)
     call("from_float32", (x, out), (math.prod(shape),), format)
     return out
 
 
-def _check_shape(function: str, out: Array, shape: tuple[int, ...]) -> None:
-    found = numpy_view(out, function, "out").shape
+def _check_shape(function: str, out: Array, shape: tuple[int, ...], device: int | None) -> None:
+    found = numpy_view(out, function, "out", device).shape
     if found != shape:
         raise ValueError(message(function, "out", f"shape {found}", f"shape {shape} like 'x'"))

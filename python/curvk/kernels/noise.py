@@ -1,4 +1,8 @@
-"""Noise that is a pure function of (seed, draw, tensor, index), and what zeroth-order methods do with it."""
+"""Noise that is a pure function of (seed, draw, tensor, index), and what zeroth-order methods do with it.
+
+Arrays on a CUDA device are taken as those on the CPU are, all arrays of a call on one device; draws, coefficients,
+tensor words, offsets and rows are given on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view, overlaps_itself, written
+from .._arrays import Array, empty, numpy_view, on_host, overlaps_itself, written
 from .._backend import call
+from .._cuda import device_of
 from .._errors import message
 
 __all__ = [
@@ -323,7 +328,8 @@ def dot_seeds(
         seed, draws, tensor, dist, offset: as in `axpy_seeds_`.
 
     Returns:
-        float64, shape (len(draws),): summed in double in a fixed order, the same bits for every thread count and level.
+        A NumPy array of float64, shape (len(draws),), for which a device is waited for: summed in double in a fixed
+        order, the same bits for every thread count and level.
 
     Raises:
         TypeError, ValueError, BufferError: as `axpy_seeds_`.
@@ -334,10 +340,11 @@ def dot_seeds(
     """
     numbers = _words("dot_seeds", "draws", draws)
     tensors, offsets = _keys("dot_seeds", v, tensor, offset)
-    out = np.zeros(len(numbers))
+    first = v[0] if isinstance(v, list) and v else v
+    out = empty(first, (len(numbers),), "float64", device_of(first))
     end = (len(numbers), *_stream("dot_seeds", seed, dist))
     _run("dot_seeds", "dot_seeds", (v, tensors, offsets, numbers, out), end)
-    return out
+    return on_host(out)
 
 
 def grid_axpy_(
@@ -522,7 +529,8 @@ def _rows(function: str, p: Any, rows: Any, tensor: Any, offset: Any) -> tuple[l
     """The chosen rows of p as arrays of their own, with their keys."""
     if type(p) is list:
         raise TypeError(message(function, "p", "list", "one array because rows is given"))
-    view = numpy_view(p, function, "p")
+    device = device_of(p)
+    view = numpy_view(p, function, "p", device)
     if view.ndim < 1:
         raise ValueError(message(function, "p", "shape ()", "an array with rows because rows is given"))
     if not view.flags.writeable:
@@ -535,8 +543,7 @@ def _rows(function: str, p: Any, rows: Any, tensor: Any, offset: Any) -> tuple[l
         raise ValueError(message(function, "rows", "rows out of order", "ascending ones", "use np.unique(rows)"))
     length = math.prod(view.shape[1:])
     tensors, offsets = _keys(function, p, tensor, offset)
-    parts = (
-        [view[row] for row in numbers.tolist()] if view.ndim > 1 else [view[row : row + 1] for row in numbers.tolist()]
-    )
-    parts, numbers = (parts, numbers) if parts else ([view[:0]], np.zeros(1, np.int64))  # its dtype is checked too
+    whole = view if device is None else p.detach() if hasattr(p, "detach") else p  # a parameter's rows have a history
+    parts = [whole[row if view.ndim > 1 else slice(row, row + 1)] for row in numbers.tolist()]
+    parts, numbers = (parts, numbers) if parts else ([whole[:0]], np.zeros(1, np.int64))  # its dtype is checked too
     return parts, np.repeat(tensors, len(parts)), offsets[0] + numbers * length

@@ -1,4 +1,9 @@
-"""Fused optimizer steps, the global norm, and plans that check a model's arrays once."""
+"""Fused optimizer steps, the global norm, and plans that check a model's arrays once.
+
+Arrays on a CUDA device (torch tensors, CuPy arrays, others with DLPack or `__cuda_array_interface__`) are taken as
+those on the CPU are, all arguments of a call on one device. Kernels run there in the stream of the arrays' library; a
+call returns before they end, but for `global_norm`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array
+from .._arrays import Array, empty, on_host
 from .._backend import Plan, call
+from .._cuda import device_of
 
 __all__ = ["AdamPlan", "SGDPlan", "adam_step", "global_norm", "sgd_step"]
 
@@ -176,30 +182,45 @@ def global_norm(arrays: Sequence[Array]) -> float:
     Raises:
         TypeError, ValueError, BufferError: as `adam_step`.
 
-    Squares are summed in double in a fixed order, so the result does not depend on threads or SIMD level. It does
-    depend on the order of the arrays and, in the last bits, on an array's memory order.
+    Arrays may lie on several devices, which are waited for. Squares are summed in double in a fixed order, so the
+    result does not depend on threads, SIMD level or device. It does depend on the order of the arrays and, in the last
+    bits, on an array's memory order.
 
     >>> import numpy as np
     >>> global_norm([np.array([3.0]), np.array([[4.0]])])
     5.0
     """
-    groups: dict[Any, list[Array]] = {}  # by the dtype itself: its name costs ten times its hash
+    groups: dict[Any, list[Array]] = {}
     for a in arrays:
-        groups.setdefault(getattr(a, "dtype", None), []).append(a)
-    out = np.zeros(2)
+        groups.setdefault(_kind(a), []).append(a)
+    outs: dict[Any, Array] = {}  # one for each device: sums there go on side by side
 
     def sums(scale: float) -> tuple[float, bool]:
         total, finite = 0.0, True
-        for group in groups.values():
+        for key, group in groups.items():
+            if key not in outs:
+                outs[key] = empty(group[0], (2,), "float64", device_of(group[0]))
             try:
-                call("sum_squares", (group, out), (scale,))
+                call("sum_squares", (group, outs[key]), (scale,))
             except (TypeError, ValueError, BufferError) as error:
                 raise _in_words_of_norm(error, "global_norm", {"x": (arrays, group)}) from None
+        for out in map(on_host, outs.values()):
             total += float(out[0])
             finite = finite and not out[1]
         return total, finite
 
-    return scaled_norm(sums, groups)
+    return scaled_norm(sums, (getattr(group[0], "dtype", None) for group in groups.values()))
+
+
+def _kind(x: Array) -> Any:
+    """What the arrays of one call share: the dtype and, of what is no NumPy array, the device, as its library has them.
+
+    A dtype's name costs ten times its hash, and so does the number of a tensor's device.
+    """
+    if type(x) is np.ndarray:
+        return x.dtype
+    device = getattr(x, "device", None)
+    return getattr(x, "dtype", None), device_of(x) if device.__hash__ is None else device  # CuPy's have no hash
 
 
 def scaled_norm(sums: Callable[[float], tuple[float, bool]], dtypes: Iterable[Any]) -> float:

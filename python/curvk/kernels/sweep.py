@@ -1,6 +1,7 @@
 """Optimizer steps in fewer bytes: 16-bit parameters, 16- and 8-bit states; what else a step needs, in the same sweep.
 
 An average of the parameters, a bfloat16 copy and zeroed gradients are options of the sweep; what is off costs nothing.
+Arrays on a CUDA device are taken as those on the CPU are, all arguments of a call on one device; codes lie there too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array, numpy_view
+from .._arrays import Array, empty, numpy_view
 from .._backend import Plan, call
+from .._cuda import device_of
 from .._errors import message
 from .noise import _stream, _word, _words
 from .optim import _check_sgd, _listed, _not_a_pair
@@ -82,9 +84,10 @@ def quantize(x: Array, *, signed: bool = True, format: str = "curvk", out: Codes
     array([ 1.000000e+00, -4.980315e-01,  9.919414e-04], dtype=float32)
     """
     if out is None:
-        view = numpy_view(x, "quantize", "x")
-        out = Codes(np.empty(view.shape, np.uint8), np.empty(-(-view.size // _group("quantize", format)), np.float32))
-        out = out._replace(format=format)
+        device = device_of(x)
+        view, group = numpy_view(x, "quantize", "x", device), _group("quantize", format)
+        scales = empty(x, (-(-view.size // group),), "float32", device)
+        out = Codes(empty(x, view.shape, "uint8", device), scales, format)
     elif out.format != format:
         raise ValueError(message("quantize", "out", f"codes of format {out.format!r}", f"{format!r}"))
     call("quantize" + _suffix("quantize", out), (x, out.codes, out.scales), (bool(signed),))
@@ -111,7 +114,8 @@ def dequantize(q: Codes, *, signed: bool = True, out: Array = None) -> Any:
     """
     op = "dequantize" + _suffix("dequantize", q)
     if out is None:
-        out = np.empty(numpy_view(q.codes, op, "codes").shape, np.float32)
+        device = device_of(q.codes)
+        out = empty(q.codes, numpy_view(q.codes, op, "codes", device).shape, "float32", device)
     call(op, (out, q.codes, q.scales), (bool(signed),))
     return out
 
@@ -215,7 +219,7 @@ class _SweepPlan:
 
 
 def _wide(op: str, p: Array) -> bool:
-    return numpy_view(p, op, "p[0]").itemsize > 2
+    return numpy_view(p, op, "p[0]", device_of(p)).itemsize > 2
 
 
 def _in_lists(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Vector math with the same bits on every machine: exp and log."""
+"""Vector math with the same bits on every machine: exp and log.
+
+Arrays on a CUDA device are taken where curvk has a CUDA version, both arguments on one device; results lie there too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, numpy_view
+from .._arrays import Array, empty, numpy_view
 from .._backend import call
+from .._cuda import device_of
 
 __all__ = ["exp", "log"]
 
@@ -63,6 +67,8 @@ def log(x: Array, out: Array = None) -> Any:
 
 def _apply(op: str, x: Array, out: Array) -> Any:
     if out is None:
-        out = np.empty_like(numpy_view(x, op, "x"))
+        device = device_of(x)
+        view = numpy_view(x, op, "x", device)
+        out = np.empty_like(view) if device is None else empty(x, view.shape, view.dtype, device)
     call(op, (x, out), ())
     return out
