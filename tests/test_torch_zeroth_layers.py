@@ -535,7 +535,7 @@ def test_inference_mode_closures():
     assert setup.loss(infer) == setup.truth(infer)
     with torch.inference_mode():
         assert setup.loss(language) == setup.truth(infer)
-    assert not any(b.is_inference() for b in setup.windows._buffers)
+    assert not any(b.is_inference() for b in setup.windows._buffers.values())
 
 
 # ---- what cannot be shown --------------------------------------------------------------------------------------------

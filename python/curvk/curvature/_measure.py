@@ -69,7 +69,7 @@ class Measured:
 def displace(
     source: Sequence[Any], out: Sequence[Any], words: Sequence[int], seed: int, draw: int, scale: float
 ) -> None:
-    """Out <- source + scale z, with z = +1 or -1; one kernel call per dtype."""
+    """Out <- source + scale z, with z = +1 or -1; one kernel call per dtype and device."""
     for rows in by_dtype(source):
         noise.scratch(
             [source[i] for i in rows],
@@ -86,7 +86,7 @@ def by_dtype(arrays: Sequence[Any], rows: Iterable[int] | None = None) -> list[l
     """The rows (all, by default) in groups that one kernel call can take."""
     groups: dict[Any, list[int]] = {}
     for i in range(len(arrays)) if rows is None else rows:
-        groups.setdefault(arrays[i].dtype, []).append(i)
+        groups.setdefault((arrays[i].dtype, getattr(arrays[i], "device", None)), []).append(i)
     return list(groups.values())
 
 

@@ -1,4 +1,4 @@
-"""curvk's optimizers as `torch.optim.Optimizer` subclasses, for parameters on the CPU.
+"""curvk's optimizers as `torch.optim.Optimizer` subclasses, for parameters on the CPU and on CUDA devices.
 
 >>> import torch, curvk.torch
 >>> model = torch.nn.Linear(2, 1)

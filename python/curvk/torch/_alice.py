@@ -33,7 +33,8 @@ from ..optim._alice import (
     warn_if_inexact,
 )
 from ..zeroth._stream import words
-from ._base import Fresh, FusedOptimizer, Group, Params, _Batch, number
+from ._base import Fresh, FusedOptimizer, Group, Params, Place, _Batch, number, place_of
+from ._devices import served
 from ._probing import Randomness, frozen_statistics
 from ._states import State, Steps, state_dtype
 from ._storage import SCALE, Kind, Storage, chosen
@@ -47,7 +48,7 @@ _OWN = ("t", "seed", "quick_steps", "compat")
 
 @dataclass(slots=True)
 class _Set:
-    """Parameters of one group and dtype, during a step: where they are, and the words of their probes."""
+    """Parameters of one group, dtype and device, during a step: where they are, and the words of their probes."""
 
     index: int  # of the group
     params: list[Tensor]
@@ -81,21 +82,21 @@ class Alice(FusedOptimizer):
 
     `curvk.optim.Alice` describes the method. Here a step takes the usual closure and calls it three times at a sample
     step (at nu + sigma z, nu - sigma z, nu), once at a quick step, always on the same batch. Between the calls torch's
-    CPU generator is put back, so that dropout masks agree; batch normalisation counts one evaluation per step into its
+    generators are put back, so that dropout masks agree; batch normalisation counts one evaluation per step into its
     running statistics, the one at nu. Between steps the parameters hold the centre mu.
 
     Args:
         params: tensors, dicts of parameter groups, or (name, tensor) pairs; float32, float64, bfloat16 or float16, on
-            the CPU. Probes are keyed by the names or, without them, by the positions "0", "1", ... over all groups.
-            Parameters of 16 bits have a float32 centre; their probes must reach past their rounding, so give sigma, and
-            mind that gradients rounded to 16 bits show false glass.
+            the CPU or on CUDA devices, there in C order. Probes are keyed by the names or, without them, by the
+            positions "0", "1", ... over all groups. Parameters of 16 bits have a float32 centre; their probes must
+            reach past their rounding, so give sigma, and mind that gradients rounded to 16 bits show false glass.
         lr, betas, eps, quick_steps, hess, glass, limit, lr_min, lr_max: as in `curvk.optim.Alice`.
         phi, omega, sigma, l1, l2, warmup, scale_bounds_with_lr, state_bits, state_format, seed, compat: as there. All
             but quick_steps, seed and compat are group keys, the state options where they are not the defaults;
             schedulers may change lr, and the distance of the probes follows unless sigma is given.
         skip_nonfinite: take no step where a gradient, also at a probe, holds inf or NaN. It costs a sweep that reads
-            the gradients. Otherwise a NaN stays in the averages of its element, whose step is then the upper bound or
-            NaN.
+            the gradients, and waits for CUDA devices, which a step else does not. Otherwise a NaN stays in the averages
+            of its element, whose step is then the upper bound or NaN.
 
     Raises:
         TypeError, ValueError, BufferError: an argument or parameter that cannot be used; the text names it.
@@ -288,10 +289,10 @@ class Alice(FusedOptimizer):
             check_group(self._name, f"param_groups[{index}].", group)
             self._check_held(index, group)
         sample = is_sample(self.t + 1, groups, self.quick_steps)
-        random, stepped, before = Randomness(), False, None
         sets = self._follow()
         distances = {s.index: sigma_of(groups[s.index]) for s in sets}
         params = [p for s in sets for p in s.params]
+        random, stepped, before = Randomness(params), False, None
         frozen = [(k, p) for k, group in enumerate(self.param_groups) for p in group["params"] if not p.requires_grad]
         for _, p in frozen:
             p.grad = None  # from before it was frozen
@@ -348,7 +349,7 @@ class Alice(FusedOptimizer):
             names = [n for g in self.param_groups for n in g.get("param_names") or [None] * len(g["params"])]
             named = [str(i) if n is None else n for i, n in enumerate(names)]
             self._words = dict(zip(ids, words(named, self._name), strict=True))
-        sets: dict[tuple[int, torch.dtype], _Set] = {}
+        sets: dict[tuple[int, Place], _Set] = {}
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if not p.requires_grad:
@@ -361,7 +362,8 @@ class Alice(FusedOptimizer):
                     if self._seen.get(id(p)) != (p.data_ptr(), p._version) or state["center"].shape != p.shape:
                         self._keep_up(index, p, state)
                     center, ahead = state["center"], state["lookahead"]
-                own = sets.get((index, p.dtype)) or sets.setdefault((index, p.dtype), _Set(index, [], [], [], []))
+                place = index, place_of(p)
+                own = sets.get(place) or sets.setdefault(place, _Set(index, [], [], [], []))
                 own.params.append(p)
                 own.centers.append(center)
                 own.lookaheads.append(ahead)
@@ -369,10 +371,11 @@ class Alice(FusedOptimizer):
         return list(sets.values())
 
     def _check_new(self, index: int, p: Tensor) -> None:
-        if p.device.type != "cpu" or p.layout != torch.strided or p.dtype not in _DTYPES:
+        if not served(p) or p.layout != torch.strided or p.dtype not in _DTYPES:
             text = f"{self._name}: {self._label(index, p)} is {p.dtype}, {p.layout}, on {p.device}, needs a dense"
-            kind = BufferError if p.device.type != "cpu" else TypeError
-            raise kind(f"{text} tensor of real floats on the CPU; use model.cpu(), or leave it out")
+            kind = TypeError if served(p) else BufferError
+            where = "on the CPU or a CUDA device"
+            raise kind(f"{text} tensor of real floats {where}; use model.cpu(), or leave it out")
 
     def _keep_up(self, index: int, p: Tensor, state: State) -> None:
         """Takes over what was written to a parameter since the last step."""
@@ -534,9 +537,9 @@ class Alice(FusedOptimizer):
         loaded, self._loaded = self._loaded, None
         assert loaded is not None
         for _, p, state in self._pairs(loaded):  # torch has cast these to the parameters' dtypes
-            self.state[p]["samples"] = torch.tensor(float(state["samples"]), dtype=torch.float32)
+            self.state[p]["samples"] = torch.tensor(float(state["samples"]), dtype=torch.float32, device="cpu")
             for key in (name + SCALE for name in AVERAGES if name + SCALE in state):
-                self.state[p][key] = state[key].detach().to(torch.float32, copy=True)
+                self.state[p][key] = state[key].detach().to(p.device, torch.float32, copy=True)
         for key in _OWN:
             setattr(self, key, loaded["alice"][key])
         self._hold()

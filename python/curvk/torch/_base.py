@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from operator import is_not
+from operator import attrgetter, is_not
 from typing import Any, overload
 
 import numpy as np
@@ -25,6 +25,7 @@ from .._backend import Plan, get_backend
 from .._signatures import ops
 from ..kernels.noise import tensor_word
 from ..kernels.optim import global_norm
+from ._devices import lacking, served, strides_as
 from ._groups import GroupedOptimizer, wanted
 from ._states import Found, Last, State, Steps, new_states
 from ._states import number as number
@@ -36,15 +37,17 @@ Fresh = dict[
     int, tuple[Tensor, State]
 ]  # states that a step will put in place if nothing is refused, by id of the parameter
 
+Place = tuple[torch.dtype, torch.device]  # of parameters that go to one kernel call
+place_of: Callable[[Tensor], Place] = attrgetter("dtype", "device")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """A kernel call to come: parameters of one group, dtype and mark."""
+    """A kernel call to come: parameters of one group, dtype, device and mark."""
 
     index: int  # of the group
-    dtype: torch.dtype
+    place: Place
     storage: Storage
     mark: Any
     grads: Sequence[Tensor]
@@ -82,7 +85,7 @@ class FusedOptimizer(GroupedOptimizer):
     def _start_anew(self) -> None:
         """Drops what only holds between the steps of these tensors."""
         self._averaging = False  # the parameters hold their averages
-        self._steps: dict[Any, Steps] = {}  # by group and dtype
+        self._steps: dict[Any, Steps] = {}  # by group, dtype and device
         self._last: Last | None = None  # None unless the last step was completed
         self._extras: dict[str, dict[int, Tensor]] = {}  # for this step: a tensor for each parameter, by its id
         self._plans: list[Plan | None] = []  # one per kernel call of a step; it rebinds tensors that it knows faster
@@ -165,7 +168,7 @@ class FusedOptimizer(GroupedOptimizer):
             # Nothing is refused from here on.
             for p, state in fresh.values():
                 self.state[p] = state
-            for key in {(b.index, b.dtype) for b in batches} & self._steps.keys():
+            for key in {(b.index, *b.place) for b in batches} & self._steps.keys():
                 self._steps[key].vector.add_(1)
             for batch, own in zip(batches, scalars, strict=True):
                 batch.plan.run(own)
@@ -200,23 +203,23 @@ class FusedOptimizer(GroupedOptimizer):
         if before is not None and self._bound_again(index, batches, before, params, grads):
             found[index] = before
             return
-        dtypes = [p.dtype for p in params]
-        kinds = dict.fromkeys(dtypes)
-        if len(kinds) == 1:
+        places = list(map(place_of, params))
+        distinct = dict.fromkeys(places)
+        if len(distinct) == 1:
             kept = self._bind_alike(index, batches, fresh, params, grads)
             if kept is not None:
                 found[index] = kept
             return
-        for dtype in kinds:
-            rows = [row for row, d in enumerate(dtypes) if d == dtype]
+        for place in distinct:
+            rows = [row for row, at in enumerate(places) if at == place]
             self._bind_alike(index, batches, fresh, [params[row] for row in rows], [grads[row] for row in rows])
 
     def _bind_alike(
         self, index: int, batches: list[_Batch], fresh: Fresh, params: list[Tensor], grads: list[Tensor]
     ) -> Found | None:
-        """Binds parameters of one group and dtype; returns what to keep for the next step if that is one call."""
-        dtype = params[0].dtype
-        storage = self._checked_storage(index, self.param_groups[index], dtype)
+        """Binds parameters of one group, dtype and device; returns what to keep if that is one call."""
+        place = place_of(params[0])
+        storage = self._checked_storage(index, self.param_groups[index], place[0])
         keys, counted = storage.keys, self._counts(storage)
         states: list[State] = list(map(self.state.get, params)) if counted or any(keys) else []  # type: ignore[arg-type]
         try:
@@ -229,13 +232,15 @@ class FusedOptimizer(GroupedOptimizer):
             columns = [None if k is None else [s[k] for s in states] for k in keys]
         if storage.bits == 8:
             self._check_codes(index, params, storage)
-        marks = self._marks((index, dtype), params, states, fresh)
+        marks = self._marks((index, *place), params, states, fresh)
         words = self._words_of(params) if storage.swept else []
         table: list[Column] = [params, _owned(storage, grads), *columns, *self._extra_columns(params), *words]
         if len(set(marks)) == 1:
-            batches.append(self._batch(len(batches), index, storage, marks[0], table, fresh))
+            batch = self._batch(len(batches), index, storage, marks[0], table, fresh)
+            batches.append(batch)
             # The kernel sees the states of complex parameters through other tensors.
-            return None if params[0].is_complex() else Found(params, storage, columns, words)
+            bound = batch.plan._columns[2 : 2 + len(keys)]  # by now perhaps states that followed their parameters
+            return None if params[0].is_complex() else Found(params, storage, list(bound), words)
         sets: dict[Hashable, list[int]] = {}
         for row, mark in enumerate(marks):
             sets.setdefault(mark, []).append(row)
@@ -262,7 +267,7 @@ class FusedOptimizer(GroupedOptimizer):
         self, index: int, batches: list[_Batch], before: Found, params: list[Tensor], grads: list[Tensor]
     ) -> bool:
         """Binds what the last step found; False if something is different, which `_bind` then sorts out."""
-        storage = self._checked_storage(index, self.param_groups[index], before.dtype)
+        storage = self._checked_storage(index, self.param_groups[index], before.place[0])
         if not before.holds(params, storage):
             return False
         if moved := before.moved():
@@ -271,7 +276,7 @@ class FusedOptimizer(GroupedOptimizer):
                 f"{self._name}: the state '{key}' of {self._label(index, p)} was given other memory through .data; "
                 f"use optimizer.state[p]['{key}'] = tensor"
             )
-        marks = self._marks((index, before.dtype), params, None, {})
+        marks = self._marks((index, *before.place), params, None, {})
         if len(marks) > 1:
             return False
         table = (params, _owned(storage, grads), *before.columns, *self._extra_columns(params), *before.words)
@@ -279,7 +284,7 @@ class FusedOptimizer(GroupedOptimizer):
             plan = self._plan(len(batches), storage.op, table)
         except (TypeError, ValueError, BufferError, RuntimeError):
             return False
-        batches.append(_Batch(index, before.dtype, storage, marks[0], grads, plan, before.bases))
+        batches.append(_Batch(index, before.place, storage, marks[0], grads, plan, before.bases))
         return True
 
     def _extra_columns(self, params: list[Tensor]) -> list[Column]:
@@ -329,38 +334,45 @@ class FusedOptimizer(GroupedOptimizer):
         return completed
 
     def _batch(self, slot: int, index: int, storage: Storage, mark: Any, table: list[Column], fresh: Fresh) -> _Batch:
-        """Binds the columns p, g and states of one dtype to the plan of a slot."""
-        bound, dtype, grads = table, table[0][0].dtype, table[1]
+        """Binds the columns p, g and states of one dtype and device to the plan of a slot."""
+        (p, *_), grads = table[:2]
+        bound, place = table, place_of(p)
         uncleared = [g for g in grads if g.is_neg() or g.is_conj()] if storage.zero_grad else []
         try:
-            if dtype.is_complex:
+            if p.is_complex():
                 bound = [_as_real(c) if isinstance(c, (list, tuple)) else c for c in table]
             plan = self._plan(slot, storage.op, tuple(bound))
-            return _Batch(index, dtype, storage, mark, bound[1], plan, [], uncleared)
+            return _Batch(index, place, storage, mark, bound[1], plan, [], uncleared)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             mended = self._mended(table, storage, fresh)
             if mended is None:
                 raise self._explained(index, table, storage, error) from None
         batch = self._batch(slot, index, storage, mark, mended, fresh)
-        batch.uncleared += uncleared
+        if storage.zero_grad:
+            batch.uncleared += [g for g, own in zip(grads, mended[1], strict=True) if own is not g]
         return batch
 
     def _mended(self, table: list[Column], storage: Storage, fresh: Fresh) -> list[Column] | None:
         """The table with gradients that torch negates lazily made plain, those that a sweep only reads given memory of
-        their own, and with states that follow their parameter's dtype and device after `model.to(...)`; None if that
-        is not what is wrong.
+        their own, and with states that follow their parameter's dtype and device after `model.to(...)`; on a device,
+        whose kernels take memory as it lies, with copies of gradients and states that are laid out as the parameter.
+        None if that is not what is wrong.
         """
         extras = 2 + len(storage.keys)
         words = extras + len(self._extra_keys)
         params, grads, *columns = table[:extras]
         grads = type(grads)([g.resolve_neg() if g.is_neg() else g for g in grads])
+        if params[0].is_cuda:
+            pairs = zip(params, grads, strict=True)
+            kept = _repeats if storage.zero_grad else lambda g: False  # zeros could not be written to the original
+            grads = type(grads)([_laid_out(p, g) if _lies_otherwise(p, g) and not kept(g) else g for p, g in pairs])
         mended: list[Column] = [params, _unshared(grads) if type(grads) is tuple else grads]
         for key, column in zip(storage.keys, columns, strict=True):
             mended.append(column and list(column))
             wrong = [
                 row
                 for row, (p, s) in enumerate(zip(params, column or (), strict=False))
-                if isinstance(s, Tensor) and storage.follows(str(key), p, s)
+                if isinstance(s, Tensor) and (storage.follows(str(key), p, s) or _lies_otherwise(p, s))
             ]
             new = new_states([wanted(params[row], str(key), storage, column[row]) for row in wrong])
             for row, s in zip(wrong, new, strict=True):
@@ -393,8 +405,12 @@ class FusedOptimizer(GroupedOptimizer):
         peer = f"torch.optim.{type(self).__name__.removesuffix('Z')}"
         for row, (p, g) in enumerate(zip(params, grads, strict=True)):
             label = f"{self._name}: {self._label(index, p)}"
-            if p.device.type != "cpu":
-                return BufferError(f"{label} is on device {p.device}, needs the CPU; use model.cpu(), or {peer} there")
+            if not served(p):
+                needed = "the CPU or a CUDA device"
+                return BufferError(f"{label} is on device {p.device}, needs {needed}; use model.cpu(), or {peer} there")
+            if p.is_cuda and (reason := lacking(storage.op)):
+                remedy = f"use model.cpu(), or {peer} there ({reason})"
+                return BufferError(f"{label} is on device {p.device}, needs the CPU; {remedy}")
             if p.layout != torch.strided or p.dtype not in _DTYPES:
                 return TypeError(
                     f"{label} is {p.dtype} in layout {p.layout}, needs a dense tensor of floats; use {peer}"
@@ -406,7 +422,8 @@ class FusedOptimizer(GroupedOptimizer):
                     "to torch.optim.SparseAdam or torch.optim.SGD"
                 )
             if g.device != p.device:
-                return BufferError(f"{label} is on device {g.device}, needs the CPU; use p.grad = p.grad.cpu()")
+                needed = f"{p.device if p.is_cuda else 'the CPU'} as the parameter"
+                return BufferError(f"{label} is on device {g.device}, needs {needed}; use p.grad = p.grad.to(p.device)")
             if g.dtype != p.dtype:
                 return TypeError(
                     f"{label} is {g.dtype}, needs {p.dtype} as the parameter; use p.grad = p.grad.to(p.dtype)"
@@ -444,15 +461,32 @@ def _owned(storage: Storage, grads: list[Tensor]) -> Sequence[Tensor]:
     return tuple(grads) if storage.swept and not storage.zero_grad else grads
 
 
+def _lies_otherwise(p: Tensor, x: Tensor) -> bool:
+    """Whether a tensor on a device, of its parameter's shape, is laid out differently."""
+    if not (p.is_cuda and x.device == p.device and x.layout == torch.strided and x.shape == p.shape):
+        return False
+    return x.stride() != strides_as(p, p.shape) and not (p.is_contiguous() and x.is_contiguous())
+
+
+def _laid_out(p: Tensor, x: Tensor) -> Tensor:
+    own = torch.empty_strided(p.shape, strides_as(p, p.shape), dtype=x.dtype, device=x.device)
+    return own.copy_(x)
+
+
 def _unshared(grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradients, with copies of those in which two indices, or whose storage two gradients, may share memory."""
     own, seen = [], set[int]()
     for g in grads:
         memory = g.untyped_storage().data_ptr() if g.layout == torch.strided else 0
-        repeats = any(n > 1 and step == 0 for n, step in zip(g.shape, g.stride(), strict=True)) if memory else False
-        own.append(g.clone(memory_format=torch.contiguous_format) if repeats or (memory and memory in seen) else g)
+        shared = memory and (_repeats(g) or memory in seen)
+        own.append(g.clone(memory_format=torch.contiguous_format) if shared else g)
         seen.add(memory)
     return tuple(own)
+
+
+def _repeats(g: Tensor) -> bool:
+    """Whether two indices may share memory."""
+    return any(n > 1 and step == 0 for n, step in zip(g.shape, g.stride(), strict=True))
 
 
 def _part(column: Column, rows: list[int]) -> Column:

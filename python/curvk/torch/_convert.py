@@ -126,7 +126,8 @@ def _converted(state: State, signs: dict[str, bool], before: str, bits: int, for
 def _quantized(signed: bool, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """Codes and scales of a moment."""
     x = x.detach().float().contiguous()
-    out = Codes(torch.empty(x.shape, dtype=torch.uint8), torch.empty(-(-x.numel() // FORMATS[form])), form)
+    codes, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(-(-x.numel() // FORMATS[form]))
+    out = Codes(codes, scales, form)
     quantize(x, signed=signed, format=form, out=out)
     return out.codes, out.scales
 
@@ -137,7 +138,7 @@ def _dequantized(key: str, signed: bool, codes: Tensor, scales: Any, form: str, 
         found = f"{scales.dtype} of shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else f"{scales!r}"
         raise ValueError(message(_NAME, f"{label}['{key}{SCALE}']", found, f"float32 of shape {expected}"))
     q = Codes(codes.detach().contiguous(), scales.detach().contiguous(), form)
-    x: Tensor = dequantize(q, signed=signed, out=torch.empty(codes.shape))
+    x: Tensor = dequantize(q, signed=signed, out=torch.empty(codes.shape, device=codes.device))
     return x
 
 
@@ -146,8 +147,8 @@ def _dequantized(key: str, signed: bool, codes: Tensor, scales: Any, form: str, 
 
 def _map(key: str) -> Tensor:
     """What the 256 codes of a moment mean, as bitsandbytes' state dicts hold it."""
-    codes = torch.arange(256, dtype=torch.uint8)
-    return _dequantized(key, SIGNED[key], codes, torch.ones(1), "bitsandbytes", "")
+    codes = torch.arange(256, dtype=torch.uint8, device="cpu")
+    return _dequantized(key, SIGNED[key], codes, torch.ones(1, device="cpu"), "bitsandbytes", "")
 
 
 def _as_bitsandbytes(state: State) -> State:
@@ -155,7 +156,11 @@ def _as_bitsandbytes(state: State) -> State:
     if "step" in own:
         own["step"] = int(number(own["step"]))
     for key, digit in _OF_ADAM.items():
-        own |= {f"state{digit}": state[key], f"absmax{digit}": state[key + SCALE], f"qmap{digit}": _map(key)}
+        own |= {
+            f"state{digit}": state[key],
+            f"absmax{digit}": state[key + SCALE],
+            f"qmap{digit}": _map(key).to(state[key].device),
+        }
     return own
 
 

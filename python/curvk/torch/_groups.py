@@ -29,6 +29,11 @@ from ._storage import (
     swapped,
 )
 
+_UNSERVED = {
+    "capturable": "curvk's kernels take lr and the number of the step from the host, which a CUDA graph would repeat",
+    "differentiable": "curvk steps without a graph",
+}
+
 
 class GroupedOptimizer(torch.optim.Optimizer):
     """Base of FusedOptimizer: all but the step."""
@@ -72,10 +77,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self, index: int, group: Group, mark: Any, grad_scale: float, storage: Storage | None = None
     ) -> tuple[Any, ...]:
         """The scalars of a kernel call; without a storage only for the checks, which are those of any call."""
-        for flag, remedy in (("capturable", "which CUDA graphs do not capture"), ("differentiable", "without a graph")):
+        for flag, reason in _UNSERVED.items():
             if group.get(flag):
                 raise NotImplementedError(
-                    f"{self._name}, parameter group {index}: got {flag}=True, but curvk steps CPU tensors {remedy}; "
+                    f"{self._name}, parameter group {index}: got {flag}=True, but {reason}; "
                     f"leave it False, or use torch.optim.{type(self).__name__.removesuffix('Z')}"
                 )
         try:
@@ -187,7 +192,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     if key not in ours or value is None:  # None: SGD's buffer before its first step
                         continue
                     if key == "step":
-                        self.state[p][key] = torch.tensor(float(value), dtype=torch.float32)
+                        self.state[p][key] = torch.tensor(float(value), dtype=torch.float32, device="cpu")
                     elif key in storage.keys or (key in self._array_keys and value.is_floating_point()):
                         made.append(wanted(p, key, storage, value))
                     else:

@@ -18,10 +18,17 @@ class SGD(FusedOptimizer):
     """torch.optim.SGD as one compiled pass over all parameters of a group.
 
     Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
-    Parameters and gradients may have any strides, also different ones. CPU only.
+    Parameters and gradients may have any strides, also different ones.
 
     States are views of one buffer per key. To give one other memory assign `optimizer.state[p][key] = tensor`; setting
     its .data is a RuntimeError at one of the next 64 steps, since a step looks at a 64th of the addresses.
+
+    Parameters may lie on CUDA devices, also on several. Gradients and states lie on their parameter's device; states
+    follow it after model.to(...), step counts stay on the CPU. A step has the bits that it has on the CPU. It is queued
+    in the device's current stream, and waits for the device only where it has to read a number of its: with
+    max_grad_norm or skip_nonfinite (once), with GradScaler (found_inf and its scale), with an lr or another number that
+    is a tensor there. Parameters on a device fill their memory, whatever the order of their dimensions; with the last
+    seven arguments they are in C order. A gradient that lies in another order is copied.
 
     Args:
         params: tensors, dicts of parameter groups, or (name, tensor) pairs; float32, float64, bfloat16, float16,
@@ -171,7 +178,7 @@ class Adam(FusedOptimizer):
     """torch.optim.Adam as one compiled pass over all parameters of a group.
 
     Same arguments, group keys, state and results as torch's; moments of bfloat16 and float16 parameters are float32.
-    Parameters and gradients may have any strides, also different ones. CPU only.
+    Parameters and gradients may have any strides, also different ones; as to CUDA devices see `SGD`.
 
     States are views of one buffer per key. To give one other memory assign `optimizer.state[p][key] = tensor`; setting
     its .data is a RuntimeError at one of the next 64 steps, since a step looks at a 64th of the addresses.
@@ -376,9 +383,9 @@ class AdamW(Adam):
 class AdamZ(Adam):
     """Adam whose lr follows the loss (Zaznov et al. 2024): `Adam` with `curvk.optim.LossAdaptiveLR`.
 
-    The loss arrives from the closure or by `report_loss` before `step()`; without either the step is Adam's. A step
-    that is skipped or refused has not seen its closure's loss. The window of losses travels in the state dict, under
-    "loss_lr".
+    The loss arrives from the closure or by `report_loss` before `step()`; without either the step is Adam's. A loss on
+    a CUDA device is waited for. A step that is skipped or refused has not seen its closure's loss. The window of losses
+    travels in the state dict, under "loss_lr".
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused: as in
@@ -486,7 +493,7 @@ class AdamZ(Adam):
         }
 
     def _set_rule_state(self, state: dict[str, Any]) -> None:
-        self.loss_lr.load_state_dict({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state.items()})
+        self.loss_lr.load_state_dict({k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in state.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"loss_lr": self._rule_state()}

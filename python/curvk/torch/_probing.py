@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock, local
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 class Randomness:
-    """The state of torch's CPU generator where this is made; `rewind` puts it back."""
+    """The states of torch's generators where this is made: the CPU's, and those of the CUDA devices of some tensors.
 
-    def __init__(self) -> None:
-        self._state = torch.get_rng_state()
+    No device is waited for: the states of CUDA generators are numbers in the host's memory.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._devices = sorted({p.device.index for p in tensors if p.is_cuda})
+        self._states = self._now()
+
+    def _now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
     def rewind(self) -> None:
         """Lets what follows draw the numbers that were drawn since."""
-        torch.set_rng_state(self._state)
+        own, *others = self._states
+        torch.set_rng_state(own)
+        for device, state in zip(self._devices, others, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def untouched(self) -> bool:
+        """Whether nothing has been drawn since, or since `rewind`."""
+        return all(map(torch.equal, self._states, self._now()))
 
 
 class _Freezing(local):

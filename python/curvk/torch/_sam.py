@@ -30,7 +30,7 @@ from ..optim._sam import (
     check_unwrapped,
     uninterrupted,
 )
-from ._base import FusedOptimizer, Group, number
+from ._base import FusedOptimizer, Group, Place, number, place_of
 from ._probing import frozen_statistics
 from ._storage import OF_WEIGHTS
 
@@ -63,13 +63,21 @@ def _marks(params: list[Tensor]) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
 def _alone() -> tuple[Any, ...]:
     """What `_marks` says of a gradient that only its parameter holds."""
     with torch.inference_mode(False), torch.enable_grad():
-        p = torch.zeros(1, requires_grad=True)
+        p = torch.zeros(1, requires_grad=True, device="cpu")
         (2 * p).sum().backward()  # type: ignore[no-untyped-call]
         return _marks([p])[1][0]
 
 
+@cache
+def _alone_on_device() -> tuple[Any, ...]:
+    """The same on a CUDA device, where torch calls all memory shared."""
+    *marks, shared, nbytes, strides, neg, conj = _alone()
+    assert not shared
+    return (*marks, True, nbytes, strides, neg, conj)
+
+
 class _Rows:
-    """Parameters of one group and dtype, and the buffers that hold their gradients and then their old weights."""
+    """Parameters of one group, dtype and device, and the buffers that hold first their gradients, then old weights."""
 
     def __init__(self, params: list[Tensor], buffers: list[Tensor]) -> None:
         self.params, self.buffers = params, buffers
@@ -165,6 +173,9 @@ class SAM(Phase, torch.optim.Optimizer):
 
     The first gradients' memory is taken only where nobody else holds it; other gradients (views of a bucket, tensors
     that the caller keeps, NumPy's memory, other strides) cost a buffer for the duration of the step.
+
+    Parameters may lie on CUDA devices, which a step of SAM's waits for: once for the norm, and for found_inf and
+    grad_scale where these are tensors on a device.
 
     48 bytes of traffic per float32 element in a step of AdamW, 20 of them SAM's. Norm floor and `adaptive` with eta = 0
     as in github.com/davda54/sam. Source: arXiv 2010.01412, 2102.11600, 2410.10373.
@@ -333,7 +344,7 @@ class SAM(Phase, torch.optim.Optimizer):
         try:
             self._frozen = frozen_statistics()
             self._frozen.__enter__()
-            for ((index, _), r), plan in zip(rows.items(), plans, strict=True):
+            for ((index, *_), r), plan in zip(rows.items(), plans, strict=True):
                 group = self.param_groups[index]
                 scale = number(group["rho"]) * inv / (norm + NORM_FLOOR)
                 kept = {id(p): (p, old) for p, old in zip(r.params, r.buffers, strict=True)}
@@ -448,25 +459,27 @@ class SAM(Phase, torch.optim.Optimizer):
             self._frozen.__exit__(None, None, None)
             self._frozen = None
 
-    def _rows(self) -> dict[tuple[int, torch.dtype], _Rows]:
-        """The parameters with gradients, by group and dtype."""
-        alone = _alone()
-        rows: dict[tuple[int, torch.dtype], _Rows] = {}
+    def _rows(self) -> dict[tuple[int, Place], _Rows]:
+        """The parameters with gradients, by group, dtype and device."""
+        alone, elsewhere = _alone(), _alone_on_device()
+        rows: dict[tuple[int, Place], _Rows] = {}
         for index, group in enumerate(self.param_groups):
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             found = zip(params, *_marks(params), strict=True)
-            buffers = [g if marks == alone else _copied(p, g) for p, g, marks in found]
-            dtypes = [p.dtype for p in params]
-            for dtype in dict.fromkeys(dtypes):
-                chosen = [d is dtype for d in dtypes]
-                rows[index, dtype] = _Rows(list(compress(params, chosen)), list(compress(buffers, chosen)))
+            buffers = [
+                g if marks == alone or (marks == elsewhere and g.is_cuda) else _copied(p, g) for p, g, marks in found
+            ]
+            places = list(map(place_of, params))
+            for place in dict.fromkeys(places):
+                chosen = [at == place for at in places]
+                rows[index, place] = _Rows(list(compress(params, chosen)), list(compress(buffers, chosen)))
         return rows
 
-    def _norm(self, rows: dict[tuple[int, torch.dtype], _Rows]) -> float:
-        """The norm of T g over all groups."""
+    def _norm(self, rows: dict[tuple[int, Place], _Rows]) -> float:
+        """The norm of T g over all groups, for which devices are waited for."""
         plain: list[Tensor] = []
         norms = []
-        for (index, dtype), r in rows.items():
+        for (index, (dtype, _)), r in rows.items():
             group = self.param_groups[index]
             if not group["adaptive"]:
                 plain += [torch.view_as_real(g) for g in r.buffers] if dtype.is_complex else r.buffers

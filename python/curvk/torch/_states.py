@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._arrays import Column
+from ._devices import strides_as
 
 if TYPE_CHECKING:
     from ._storage import Storage
@@ -39,29 +40,25 @@ def state_dtype(p: Tensor) -> torch.dtype:
 
 
 def new_states(wanted: list[Wanted]) -> list[Tensor]:
-    """The states: zeros, or a copy of the value; those of their parameter's shape are laid out as it is.
+    """The states: zeros, or a copy of the value, beside their parameter; those of its shape are laid out as it is.
 
-    States of one key and dtype are views of one buffer, so that they share its version counter; each starts a cache
-    line.
+    States of one key, dtype and device are views of one buffer, so that they share its version counter; each starts a
+    cache line.
     """
-    sets: dict[tuple[str, torch.dtype], list[int]] = {}
-    for row, (_, key, dtype, _, _) in enumerate(wanted):
-        sets.setdefault((key, dtype), []).append(row)
+    sets: dict[tuple[str, torch.dtype, torch.device], list[int]] = {}
+    for row, (p, key, dtype, _, _) in enumerate(wanted):
+        sets.setdefault((key, dtype, p.device), []).append(row)
     states = [torch.Tensor()] * len(wanted)
     with torch.inference_mode(False), torch.no_grad():
-        for (_, dtype), rows in sets.items():
+        for (_, dtype, device), rows in sets.items():
             line = 64 // dtype.itemsize
             starts = [0]
             for row in rows:
                 starts.append(starts[-1] + -(-math.prod(wanted[row][3]) // line) * line)
-            buffer = torch.zeros(starts[-1], dtype=dtype)
+            buffer = torch.zeros(starts[-1], dtype=dtype, device=device)
             for row, start in zip(rows, starts, strict=False):
                 p, _, _, shape, value = wanted[row]
-                if shape != p.shape:
-                    strides: tuple[int, ...] = torch.empty(shape, device="meta").stride()
-                else:
-                    strides = p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride()
-                states[row] = buffer.as_strided(shape, strides, start)
+                states[row] = buffer.as_strided(shape, strides_as(p, shape), start)
                 if value is not None:
                     states[row].copy_(value)
     return states
@@ -89,14 +86,15 @@ def _same(found: Any, known: Any) -> bool:
 class Steps:
     """The step counts of parameters that step together: one float32 vector, its 0-dim views the `step` states.
 
-    So counting a thousand parameters is one addition. A `step` that somebody replaced is noticed by its identity.
-    `key` names another count.
+    So counting a thousand parameters is one addition. It lies on the CPU wherever the parameters do, so that no step
+    waits for a device to be counted. A `step` that somebody replaced is noticed by its identity. `key` names another
+    count.
     """
 
     def __init__(self, states: list[State], key: str = "step") -> None:
         self.key = key
         with torch.inference_mode(False), torch.no_grad():
-            self.vector = torch.tensor([float(s[key]) for s in states], dtype=torch.float32)
+            self.vector = torch.tensor([float(s[key]) for s in states], dtype=torch.float32, device="cpu")
             self.views = list(self.vector.unbind())
         for state, view in zip(states, self.views, strict=True):
             state[key] = view
@@ -123,17 +121,19 @@ def with_own_memory(state: Any, keep: Container[int] = ()) -> Any:
 class Found:
     """What a step found for a group whose parameters go to one kernel call, with the states as tuples.
 
-    The binder does not read a tuple again that it has seen, and leaves its version counters to `bases`.
+    The binder does not read a tuple again that it has seen, not even to compare devices, and leaves its version
+    counters to `bases`.
 
     Args:
-        params: of one dtype.
+        params: of one dtype and device.
         storage: how they are kept.
         columns: their states.
         words: what the kernel takes as arrays of a number per parameter, besides.
     """
 
     def __init__(self, params: list[Tensor], storage: Storage, columns: list[Column], words: list[Column]) -> None:
-        self.params, self.dtype, self.storage, self.words = params, params[0].dtype, storage, words
+        self.params, self.storage, self.words = params, storage, words
+        self.place = params[0].dtype, params[0].device
         self.columns = [None if c is None else tuple(c) for c in columns]
         self.turn = 0
         self.bases: list[Tensor] = []  # the tensors whose memory the states are, and where it starts
@@ -144,7 +144,7 @@ class Found:
         """True if these are the parameters and they are kept so, and the states' memory is where it was."""
         if (
             (storage is not self.storage and storage != self.storage)
-            or params[0].dtype != self.dtype
+            or (params[0].dtype, params[0].device) != self.place
             or not _same(params, self.params)
         ):
             return False

@@ -102,7 +102,7 @@ class Storage:
     def follows(self, key: str, p: Tensor, state: Tensor) -> bool:
         """Whether a state is to be converted to its parameter's new dtype or device, after `model.to(...)`."""
         kind = self.kind(key, p)
-        if state.shape != kind.shape(p) or (state.dtype, state.device.type) == (kind.dtype, "cpu"):
+        if state.shape != kind.shape(p) or (state.dtype, state.device) == (kind.dtype, p.device):
             return False
         floats = state.is_floating_point() or state.is_complex()
         return state.dtype == kind.dtype or (floats and kind.dtype in (_ARITHMETIC if key != "param_low" else _SHORT))

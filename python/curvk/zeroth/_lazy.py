@@ -8,7 +8,7 @@ from typing import Any
 from .._arrays import Array
 from ._lowrank import Factor, basis, combine, lefts
 from ._restore import Buffers, Evaluate, Scheme
-from ._update import Noise, Tensors, Update, axpy, view_of
+from ._update import Noise, Tensors, Update, axpy
 
 
 class Lazy(Scheme):
@@ -64,7 +64,7 @@ class Lazy(Scheme):
 
     def _combine(self, i: int, theta: Array, out: Array, draws: Sequence[int], left: Factor) -> None:
         right = basis(self.tensors, self.stream, i, draws)
-        combine(view_of(out), view_of(theta), self.tensors.kinds[i], self.keep(i), left, right)
+        combine(out, theta, self.tensors.kinds[i], self.keep(i), left, right)
 
     def update(self, update: Update) -> None:
         if not update.idle:

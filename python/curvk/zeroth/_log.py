@@ -18,7 +18,7 @@ from ._lazy import Lazy
 from ._restore import Grid, Scheme, Scratch
 from ._select import Smallest
 from ._stream import DRAWS, SEEDS, integer
-from ._update import Floats, Ints, Noise, Rows, Tensors, Update
+from ._update import Floats, Ints, Noise, Rows, Tensors, Update, assign
 
 FORMAT, VERSION, STREAM = "curvk.zeroth.ZOLog", 1, 1
 _COLUMNS = {"coefs": np.float32, "decay": np.float32, "loss": np.float32, "units": np.uint8, "factors": np.float32}
@@ -225,7 +225,8 @@ class ZOLog:
         """Turns the weights that the run started from into those after `upto` steps, bit for bit.
 
         Args:
-            target: the model with the run's first weights, written: a torch module, a mapping of arrays by name or, if
+            target: the model with the run's first weights, written, on the CPU or on CUDA devices whichever the run was
+                on: a torch module, a mapping of arrays by name or, if
                 the run had one, a list of arrays. A module may have parameters besides the log's (frozen ones).
             upto: how many steps; all by default.
             verify: after all steps, check the weights' CRC-32 against the one that was saved. To be able to put the
@@ -269,7 +270,7 @@ class ZOLog:
         """The updates of the first steps on a scheme's weights; on any error the weights are as they were."""
         tensors, end = scheme.tensors, self.end
         check = verify and end is not None and steps == len(self)
-        saved = [tensors.view(i).copy() for i in range(len(tensors))] if check else []
+        saved = [tensors.values(i).copy() for i in range(len(tensors))] if check else []
         try:
             for step in range(steps):
                 update = self.update(step)
@@ -285,7 +286,7 @@ class ZOLog:
                 raise ValueError(message("ZOLog.replay", "log", found, needed, remedy))
         except BaseException:
             for i, before in enumerate(saved):
-                np.copyto(tensors.view(i), before)
+                assign(tensors.arrays[i], before)
             tensors.written(range(len(saved)))
             raise
 

@@ -21,8 +21,10 @@ import numpy as np
 
 from .._loops.half import decode, encode
 from ..kernels import noise
+from . import _device
 
 if TYPE_CHECKING:
+    from .._arrays import Array
     from ._update import Noise, Tensors
 
 Factor = np.ndarray[Any, np.dtype[Any]]
@@ -86,19 +88,21 @@ def sizes_of(tensors: Tensors, i: int) -> tuple[int, int]:
     return sizes
 
 
-def combine(
-    out: np.ndarray[Any, Any], theta: np.ndarray[Any, Any], kind: str, keep: float, left: Factor, right: Factor
-) -> None:
+def combine(out: Array, theta: Array, kind: str, keep: float, left: Factor, right: Factor) -> None:
     """Writes out <- keep theta + left @ right, in blocks of rows; out may be theta.
 
     Args:
-        out, theta: matrices as arrays of any strides, of one shape and storage format.
+        out, theta: matrices as arrays of any strides, of one shape and storage format; on a device C-contiguous.
         kind: the format, see `Tensors`.
         keep: rounded to the factors' type.
         left, right: m x rank and rank x n, of one type.
     """
-    if not theta.size:
+    if not left.size or not right.size:
         return
+    if _device.number_of(theta) is not None:
+        _device.combine(out, theta, keep, left, right)
+        return
+    out, theta = _device.view_of(out), _device.view_of(theta)
     scale = right.dtype.type(keep)
     rows = max(1, _TILE // right.shape[1])
     total, term = np.empty((2, min(rows, len(theta)), right.shape[1]), right.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._loops.half import decode, encode
 from ..kernels import noise
+from . import _device
 from ._restore import Evaluate, Naive
 from ._update import Noise, Tensors, Update
 
@@ -28,6 +29,8 @@ class Reference(Naive):
 
     def __init__(self, tensors: Tensors, stream: Noise, eps: float) -> None:
         super().__init__(tensors, stream)
+        remedy = "use model.cpu(), or compat=None"
+        _device.refuse("MeZO", tensors.names, tensors.devices, "compat", "'mezo'", remedy)
         self._eps = eps
 
     def loss(self, evaluate: Evaluate, active: Sequence[int], draw: int, scale: float) -> float:

@@ -1,6 +1,6 @@
 """How weights are displaced for a probe and put back: the schemes behind `restore=`.
 
-A scheme works on `Tensors` (NumPy arrays and torch CPU tensors alike). It sees the loss closure as `evaluate(arrays)`:
+A scheme works on `Tensors` (NumPy arrays and torch tensors alike). It sees the loss closure as `evaluate(arrays)`:
 given the arrays to compute the loss with, in the order of the tensors, it returns a float. In-place schemes pass the
 tensors themselves, `Scratch` passes displaced copies of the active ones.
 """
@@ -19,8 +19,9 @@ from .._arrays import Array
 from .._errors import message
 from .._loops.half import decode
 from ..kernels import noise
+from . import _device
 from ._stream import REACH
-from ._update import Noise, Rows, Tensors, Update, axpy, blocks, view_of
+from ._update import Noise, Rows, Tensors, Update, assign, axpy
 
 Evaluate = Callable[[Sequence[Array]], float]
 
@@ -125,7 +126,7 @@ class Copy(Scheme):
         super().__init__(tensors, stream)
         self._buffers = Buffers()
         self._saved: dict[int, Array] = {}
-        self._saved_rows: dict[int, np.ndarray[Any, Any]] = {}
+        self._saved_rows: dict[int, Array] = {}
 
     def loss(self, evaluate: Evaluate, active: Sequence[int], draw: int, scale: float) -> float:
         if scale:
@@ -152,22 +153,30 @@ class Copy(Scheme):
         else:
             self._saved = self._buffers.take(self.tensors, whole)
             for i in whole:
-                np.copyto(view_of(self._saved[i]), self.tensors.view(i))
-            self._saved_rows = {i: self.tensors.view(i)[self.rows[i]] for i in parts}
+                assign(self._saved[i], self.tensors.arrays[i])
+            self._saved_rows = {i: self._rows_of(i) for i in parts}
         arrays = dict(enumerate(self.tensors.arrays))
         axpy(self.tensors, self.stream, whole, draws, coefs, source=self._saved, out=arrays, **options)
         axpy(self.tensors, self.stream, parts, draws, coefs, rows=self.rows, **options)
 
     def restore(self) -> None:
         for i, saved in self._saved.items():
-            np.copyto(self.tensors.view(i), view_of(saved))
+            assign(self.tensors.arrays[i], saved)
         self.tensors.written(list(self._saved))
         self._restore_rows()
         self._saved, self._saved_rows = {}, {}
 
+    def _rows_of(self, i: int) -> Array:
+        if self.tensors.devices[i] is None:
+            return self.tensors.view(i)[self.rows[i]]
+        return _device.rows_of(self.tensors.arrays[i], self.rows[i])
+
     def _restore_rows(self) -> None:
         for i, saved in self._saved_rows.items():
-            self.tensors.view(i)[self.rows[i]] = saved
+            if self.tensors.devices[i] is None:
+                self.tensors.view(i)[self.rows[i]] = saved
+            else:
+                _device.assign_rows(self.tensors.arrays[i], self.rows[i], saved)
         self.tensors.written(list(self._saved_rows))
 
 
@@ -287,7 +296,10 @@ class Grid(Scheme):
                 self._measure(i)
 
     def _largest(self, i: int) -> float:
-        largest = max((float(np.abs(b).max(initial=0.0)) for b in blocks(self.tensors.view(i))), default=0.0)
+        if self.tensors.devices[i] is None:
+            largest = max((float(np.abs(b).max(initial=0.0)) for b in self.tensors.blocks(i)), default=0.0)
+        else:
+            largest = _device.largest(self.tensors.arrays[i])
         if not largest < 2.0**100:
             found = f"{largest} among the weights of {self.tensors.names[i]!r}"
             raise ValueError(message("Grid", "params", found, "finite weights below 2^100"))
@@ -299,8 +311,11 @@ class Grid(Scheme):
         fraction, exponent = math.frexp(largest + 7.0 * self.eps)
         quantum = 2.0 ** max((exponent - 1 if fraction == 0.5 else exponent) - 23, -126)
         if quantum > self._quanta[i]:
-            for block in blocks(self.tensors.view(i)):
-                block[...] = np.rint(block / np.float32(quantum)) * np.float32(quantum)
+            if self.tensors.devices[i] is None:
+                for block in self.tensors.blocks(i):
+                    block[...] = np.rint(block / np.float32(quantum)) * np.float32(quantum)
+            else:
+                _device.round_to(self.tensors.arrays[i], quantum)
             self.tensors.written([i])
             largest += 0.5 * quantum
         self._quanta[i], self._bounds[i] = quantum, largest
@@ -366,7 +381,7 @@ class Naive(Scheme):
         self._warned = True
         tensors, stream = self.tensors, self.stream
         i = max(range(len(tensors)), key=lambda j: tensors.view(j).size)
-        part = next(blocks(tensors.view(i))).reshape(-1)[: 1 << 20].copy()
+        part = next(tensors.blocks(i), np.empty(0, tensors.view(i).dtype)).reshape(-1)[: 1 << 20].copy()
         before = _widened(part, tensors.kinds[i])
         for scale in (eps, -2 * eps, eps):
             noise.perturb_(part, seed=stream.seed, scale=scale, tensor=tensors.words[i], dist=stream.dist)
@@ -395,7 +410,7 @@ class Buffers:
         found = {}
         for i in active:
             view, array = tensors.view(i), tensors.arrays[i]
-            key = (type(array), view.dtype, view.shape, view.strides)
+            key = (type(array), tensors.devices[i], view.dtype, view.shape, view.strides)
             shelf = self._pool.setdefault(key, [])
             if taken[key] == len(shelf):
                 # A tensor's closure computes with tensors; new_empty is torch's.

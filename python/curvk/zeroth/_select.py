@@ -13,6 +13,7 @@ import numpy as np
 from .._errors import message
 from .._loops.half import decode
 from ..kernels import vmath
+from . import _device
 from ._stream import DRAWS, choose_layers, integer, one_of, real, uniforms
 from ._update import Tensors
 
@@ -206,8 +207,8 @@ class Bandit(Selection):
 class Smallest(Selection):
     """Sparse-MeZO: in each tensor only the elements with abs(theta) <= h, the smallest ones, are probed and moved.
 
-    h is the tensor's order statistic at `keep`, taken from the undisplaced weights every `mask_every` steps; the mask
-    itself follows the weights in every step.
+    h is the tensor's order statistic at `keep`, taken from the undisplaced weights every `mask_every` steps, for which
+    a device is waited for; the mask itself follows the weights in every step.
 
     Args:
         tensors: the weights.
@@ -237,8 +238,10 @@ class Smallest(Selection):
         view, kind = self.tensors.view(i), self.tensors.kinds[i]
         if not view.size:
             return math.inf
-        size = np.abs(decode(view.copy(), kind) if kind in ("bf16", "f16") else view).reshape(-1)
         rank = max(math.ceil(self.keep * view.size) - 1, 0)
+        if self.tensors.devices[i] is not None:
+            return _device.smallest(self.tensors.arrays[i], rank)
+        size = np.abs(decode(view.copy(), kind) if kind in ("bf16", "f16") else view).reshape(-1)
         size.partition(rank)
         return float(size[rank])
 

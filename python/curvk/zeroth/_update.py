@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays
+from .. import _arrays, _cuda
 from .._arrays import Array
 from .._errors import message
 from ..kernels import noise
-from . import _lowrank, _stream
+from . import _device, _lowrank, _stream
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -44,7 +44,8 @@ class Tensors:
 
     Args:
         names: one for each array; its noise and weight decay follow from it. Tied arrays stand here once.
-        arrays: NumPy arrays or torch CPU tensors, written; float32, float64, float16 or bfloat16 (uint16).
+        arrays: NumPy arrays or torch tensors, on the CPU or on CUDA devices (there C-contiguous), written; float32,
+            float64, float16 or bfloat16 (uint16).
         function: the caller's name, for errors.
 
     Raises:
@@ -55,7 +56,8 @@ class Tensors:
         words: tensor words.
         decays: whether weight decay applies, by name.
         kinds: storage formats, "f32", "f64", "bf16" or "f16".
-        mixed: whether there are several kinds.
+        devices: numbers of CUDA devices; None for the CPU.
+        mixed: whether there are several kinds or devices.
         matrices: rows and columns of arrays of 2 or more dimensions, whose noise may have low rank; None for others.
         bases: what low-rank noise keeps from call to call, see `_lowrank.basis`.
     """
@@ -66,14 +68,20 @@ class Tensors:
         self.words = _stream.words(self.names, function)
         self.decays = tuple(map(_stream.decays, self.names))
         self.kinds: list[str] = []
+        self.devices = [_device.number_of(array) for array in arrays]
         self._views: list[np.ndarray[Any, Any] | None] = []  # of NumPy arrays, which cannot move
         self.bases: dict[int, tuple[Noise, int, np.ndarray[Any, Any]]] = {}
         op = "axpy_seeds"
         entries = []
-        for name, array in zip(self.names, arrays, strict=True):
+        for name, array, device in zip(self.names, arrays, self.devices, strict=True):
             label = f"params[{name!r}]"
             try:
-                view = _arrays.numpy_view(array, op, label)
+                view = _arrays.numpy_view(array, op, label, device)
+                if device is not None:
+                    _cuda.require(op, label, device)
+                    if not view.flags.c_contiguous:
+                        found, needed = f"strides {view.strides} for shape {view.shape}", "C order on a device"
+                        raise ValueError(message(op, label, found, needed, f"use {label}.contiguous()"))
                 kernel = _arrays._pick(op, view, label, None)
                 assert kernel.format is not None
                 _arrays._check_one(op, view, label, kernel.arrays[0], kernel.format, "")
@@ -85,7 +93,7 @@ class Tensors:
             self._views.append(view if fixed else None)
             self.kinds.append(kernel.format)
             entries.append((label, True, view))
-        self.mixed = len(set(self.kinds)) > 1
+        self.mixed = len({*zip(self.kinds, self.devices, strict=True)}) > 1
         shapes = [view.shape for _, _, view in entries]
         self.matrices = tuple((s[0], math.prod(s[1:])) if len(s) > 1 else None for s in shapes)
         try:
@@ -97,9 +105,20 @@ class Tensors:
         return len(self.names)
 
     def view(self, i: int) -> np.ndarray[Any, Any]:
-        """Tensor i as a NumPy array over its memory; bfloat16 as uint16."""
+        """Tensor i as a NumPy array over its memory, which cannot be read on a device; bfloat16 as uint16."""
         view = self._views[i]
-        return _arrays.numpy_view(self.arrays[i], "zeroth", self.names[i]) if view is None else view
+        return _arrays.numpy_view(self.arrays[i], "zeroth", self.names[i], self.devices[i]) if view is None else view
+
+    def values(self, i: int) -> np.ndarray[Any, Any]:
+        """Tensor i as a NumPy array to be read: its view or, for a device, which is waited for, a copy."""
+        return self.view(i) if self.devices[i] is None else _cuda.read(self.arrays[i])
+
+    def blocks(self, i: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Parts of tensor i, of about 2^20 elements, in logical C order, to be read."""
+        if self.devices[i] is None:
+            yield from blocks(self.view(i))
+        else:
+            yield from _device.blocks(self.arrays[i], _BLOCK)
 
     @property
     def shapes(self) -> list[list[int]]:
@@ -110,10 +129,10 @@ class Tensors:
         return [DTYPES[kind] for kind in self.kinds]
 
     def digest(self) -> int:
-        """CRC-32 of all bytes, tensor by tensor in logical C order."""
+        """CRC-32 of all bytes, tensor by tensor in logical C order; those on a device are copied to the host for it."""
         crc = 0
         for i in range(len(self)):
-            for block in blocks(self.view(i)):
+            for block in self.blocks(i):
                 crc = zlib.crc32(np.ascontiguousarray(block), crc)
         return crc
 
@@ -188,7 +207,7 @@ def axpy(
         for j, left in _lowrank.lefts(tensors, noise_, matrices, draws, coefs).items():
             right = _lowrank.basis(tensors, noise_, j, draws)
             keep = 1.0 - decay if tensors.decays[j] else 1.0
-            _lowrank.combine(view_of(changed[j]), view_of(read[j]), tensors.kinds[j], keep, left, right)
+            _lowrank.combine(changed[j], read[j], tensors.kinds[j], keep, left, right)
         _arrays.written([changed[j] for j in matrices if not isinstance(changed[j], np.ndarray)])
         active = [i for i in active if not tensors.matrices[i]]
     for batch, d, factor, i in _batches(tensors, active, decay, factors or {}, rows or {}, thresholds or {}):
@@ -215,7 +234,7 @@ def axpy(
         if rows and i in rows:
             if out is not None:  # the rows' share of the kernel call, then the cheap copy of the rest
                 target = out[i]
-                np.copyto(view_of(target), view_of(read[i]))
+                assign(target, read[i])
             noise.axpy_seeds_(target, rows=rows[i], **common)
         elif out is None:
             noise.axpy_seeds_(target, **common)
@@ -236,11 +255,12 @@ def _batches(
         if active:
             yield list(active), 0.0, 1.0, None
         return
-    found: dict[tuple[str, float, float, int | None], list[int]] = {}
+    found: dict[tuple[Any, float, float, int | None], list[int]] = {}
     for i in active:
         d = decay if decay and tensors.decays[i] else 0.0
         alone = i if i in rows or i in thresholds else None
-        found.setdefault((tensors.kinds[i], d, factors.get(i, 1.0), alone), []).append(i)
+        place = tensors.kinds[i], tensors.devices[i]
+        found.setdefault((place, d, factors.get(i, 1.0), alone), []).append(i)
     for (_, d, factor, alone), batch in found.items():
         yield batch, d, factor, alone
 
@@ -255,9 +275,12 @@ def blocks(view: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
         yield view[first : first + step]
 
 
-def view_of(x: Array) -> np.ndarray[Any, Any]:
-    """A NumPy array over an array's memory; bfloat16 as uint16."""
-    return x if type(x) is np.ndarray else _arrays.numpy_view(x, "zeroth", "array")
+def assign(out: Array, value: Array) -> None:
+    """Copies values to an array of the same shape and format; a device takes those of the host, too."""
+    if _device.number_of(out) is None:
+        np.copyto(_device.view_of(out), _device.view_of(value))
+    else:
+        _device.assign(out, value)
 
 
 def _reworded(error: Exception, op: str, function: str) -> Exception:

@@ -38,7 +38,7 @@ def hessian_diagonal(
         sigma: distance of the probes with "gradients", > 0.
 
     Returns:
-        Mean and standard error over the samples: dicts of tensors by parameter name.
+        Mean and standard error over the samples: dicts of CPU tensors by parameter name.
 
     Raises:
         TypeError, ValueError, BufferError: as `GlassProbe` and its run; sigma missing with "gradients" or given with
@@ -102,7 +102,7 @@ def _double_backward(p: Parameters, at: ModuleGradients, samples: int, seed: int
             )
         else:
             products = [torch.zeros_like(t) for t in z]  # a loss linear in all parameters
-        values = [(s * h).contiguous().numpy() for s, h in zip(z, products, strict=True)]
+        values = [(s * h).contiguous().cpu().numpy() for s, h in zip(z, products, strict=True)]
         for label, x in zip(p.names, values, strict=True):
             if not math.isfinite(float(np.abs(x).sum(dtype=np.float64))):
                 found = f"a second derivative of {label!r} that is not finite in sample {sample}"

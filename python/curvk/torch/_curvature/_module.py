@@ -36,7 +36,7 @@ class Parameters:
     Attributes:
         names, words: the parameters' names and tensor words; tied ones stand here once.
         tensors: the parameters.
-        arrays: NumPy views over their memory.
+        arrays: NumPy views over their memory; copies, for which a device is waited for, of those on CUDA devices.
     """
 
     def __init__(self, model: nn.Module, function: str) -> None:
@@ -63,7 +63,7 @@ class Parameters:
 
     @property
     def arrays(self) -> list[Array]:
-        return [p.detach().numpy() for p in self.tensors]
+        return [p.detach().cpu().numpy() for p in self.tensors]
 
     def layers(self, given: ModuleLayers | None, function: str) -> Layers:
         """Layers as indices of parameters: the modules that own parameters, or the given modules with all in them.
@@ -153,7 +153,7 @@ class ModuleGradients:
             except StopIteration:
                 needed = f"{self._samples}, one for each sample"
                 raise ValueError(message(self._function, "batches", f"{sample} batches", needed)) from None
-        self._randomness = Randomness()
+        self._randomness = Randomness(self._parameters.tensors)
 
     def at(self, sample: int, scale: float) -> list[Array]:
         if scale:
@@ -165,13 +165,12 @@ class ModuleGradients:
             self._restore()
         assert self._randomness is not None
         self._randomness.rewind()
-        before = torch.get_rng_state()
         grads = self.evaluate()
-        self.fixed = self.fixed and torch.equal(before, torch.get_rng_state())
+        self.fixed = self.fixed and self._randomness.untouched()
         return grads
 
     def evaluate(self) -> list[Array]:
-        """The gradient at the parameters as they are."""
+        """The gradient at the parameters as they are, in the host's memory."""
         tensors = self._parameters.tensors
         versions = [p._version for p in tensors]
         loss = self.loss()
@@ -235,7 +234,7 @@ class ModuleGradients:
 
 
 def _dense(g: Tensor) -> Tensor:
-    return (g if g.layout == torch.strided else g.to_dense()).detach().contiguous()
+    return (g if g.layout == torch.strided else g.to_dense()).detach().cpu().contiguous()
 
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}

@@ -19,11 +19,12 @@ class GlassProbe:
     """`curvk.curvature.GlassProbe` for a module: glass density and curvature from plain gradients.
 
     Args:
-        model: the module; trainable parameters in float32 or float64 on the CPU. It stays in the mode that it is in:
-            in training mode, dropout masks are the same within a sample and new in the next one, and batch
-            normalisation uses the batch's statistics and leaves the running ones alone.
+        model: the module; trainable parameters in float32 or float64, on the CPU or on CUDA devices. It stays in the
+            mode that it is in: in training mode, dropout masks are the same within a sample and new in the next one,
+            and batch normalisation uses the batch's statistics and leaves the running ones alone.
         closure: returns the loss as a tensor with a graph: no backward(), no zero_grad(). With `batches` it takes one.
-            Randomness of its own must come from torch's CPU generator, which is rewound within a sample.
+            Randomness of its own must come from torch's generators of the CPU and of the parameters' devices, which
+            are rewound within a sample.
         sigma: the distance at which results per parameter are taken, > 0, in the parameters' units.
         seed: of the signs, in [0, 2^64). Tensor word = the parameter's name.
         layers: modules of the model, or their names: each is a layer with all parameters inside. The others' parameters
@@ -31,6 +32,9 @@ class GlassProbe:
 
     Raises:
         TypeError, ValueError, BufferError: an argument or a parameter that cannot be used; the text names it.
+
+    Parameters on CUDA devices are displaced there; each gradient is copied to the host, where the statistics are taken
+    and the results lie.
 
     Gradients should be computed in float32 throughout, or float64: under autocast to 16 bits the floor of rounding lies
     far above what the result says. `p.grad` is left alone.

@@ -23,6 +23,7 @@ from ...zeroth._select import Selection
 from ...zeroth._stream import SEEDS, integer, one_of, real
 from ...zeroth._update import Noise, Tensors
 from .._base import number
+from .._devices import number_of, served
 from ._group import Group
 from ._hooks import Block, Windows, make_blocks
 from ._layers import find_layers
@@ -251,10 +252,12 @@ class ZerothOptimizer(torch.optim.Optimizer):
 
     def _check_unchanged(self) -> None:
         """Raises if something else wrote to the parameters since the last step, which no replay could know."""
+        t = self._tensors
         if self._seen is None or not len(self._method.log):
-            for label, p, kind in zip(self._tensors.names, self._params, self._tensors.dtypes, strict=True):
-                if str(p.dtype) != f"torch.{kind}" or p.device.type != "cpu":
-                    found, needed = f"{p.dtype} on {p.device}", f"torch.{kind} on the CPU, as at first"
+            for label, p, kind, device in zip(t.names, self._params, t.dtypes, t.devices, strict=True):
+                if str(p.dtype) != f"torch.{kind}" or number_of(p) != device or not served(p):
+                    where = "the CPU" if device is None else f"cuda:{device}"
+                    found, needed = f"{p.dtype} on {p.device}", f"torch.{kind} on {where}, as at first"
                     remedy = "make a new optimizer"
                     raise ValueError(message(f"{self._name}.step", f"params[{label!r}]", found, needed, remedy))
             return
@@ -347,7 +350,7 @@ class ZerothOptimizer(torch.optim.Optimizer):
             raise TypeError(message(f"{self._name}.load_state_dict", "state_dict", type(state_dict).__name__, needed))
         try:
             log = ZOLog.from_state(
-                {**json.loads(saved["json"]), **{k: v.numpy() for k, v in saved.items() if k != "json"}}
+                {**json.loads(saved["json"]), **{k: v.cpu().numpy() for k, v in saved.items() if k != "json"}}
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             needed = f"what {self._name}.state_dict() gives ({error})"

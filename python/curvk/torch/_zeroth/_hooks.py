@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 Write = Callable[[Mapping[int, Tensor], Mapping[int, Tensor]], None]
 """(theta, out): writes the displaced values of these tensors, by index, into memory of their shapes."""
+Slot = tuple[int, torch.device]  # of a buffer: which one of those in use at a time, and where
 WriteRows = Callable[[int, np.ndarray[Any, Any], Tensor], None]
 """(tensor, rows, part): displaces the part, a copy of these rows of the tensor."""
 
@@ -137,14 +138,14 @@ class Windows:
         self.names, self.params, self.blocks, self.instead = list(names), list(params), list(blocks), instead
         self.rows: dict[int, np.ndarray[Any, Any]] = {}
         self.lookups = sorted({b.tensors[0] for b in blocks if self._is_lookup(b)})
-        self._buffers: list[Tensor] = []
-        self._views: list[dict[tuple[int, ...], dict[int, Tensor]]] = []  # parts of each buffer
+        self._buffers: dict[Slot, Tensor] = {}
+        self._views: dict[Slot, dict[tuple[int, ...], dict[int, Tensor]]] = {}  # parts of each buffer
         self._away: dict[int, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held for displaced weights."""
-        return sum(b.nbytes for b in self._buffers)
+        return sum(b.nbytes for b in self._buffers.values())
 
     def run(self, closure: Callable[[], float], active: Collection[int], write: Write, write_rows: WriteRows) -> float:
         """The closure's value where the active tensors are seen displaced.
@@ -208,7 +209,7 @@ class Windows:
         if i not in self._away:
             p = self.params[i]
             with torch.inference_mode(False):
-                self._away[i] = torch.full((), math.nan, dtype=p.dtype).expand(p.shape)
+                self._away[i] = torch.full((), math.nan, dtype=p.dtype, device=p.device).expand(p.shape)
         return self._away[i]
 
     # ---- hooks ------------------------------------------------------------------------------------------------------
@@ -272,7 +273,10 @@ class Windows:
         now.open[slot] = block
         now.shown.update(mine)
         if fresh:
-            views = self._room(slot, tuple(fresh), now)
+            views: dict[int, Tensor] = {}
+            for device in dict.fromkeys(now.theta[i].device for i in fresh):  # one, as a rule
+                there = tuple(i for i in fresh if now.theta[i].device == device)
+                views |= self._room((slot, device), there, now)
             now.write({i: now.theta[i] for i in fresh}, views)
             for i, view in views.items():
                 self.params[i].data = view
@@ -300,7 +304,7 @@ class Windows:
         (i,) = block.tensors
         ids = args[0] if args else kwargs["input"]
         rows, places = torch.unique(ids, return_inverse=True)
-        found = rows.numpy()
+        found = rows.cpu().numpy()  # where a device is waited for: offsets of noise are the host's
         with torch.inference_mode(False):
             part = now.theta[i].index_select(0, rows.clone())
         now.write_rows(i, found, part)
@@ -308,21 +312,18 @@ class Windows:
             self.rows[i] = np.union1d(self.rows[i], found)
         return embedding(places, part)
 
-    def _room(self, slot: int, tensors: tuple[int, ...], now: _Pass) -> dict[int, Tensor]:
+    def _room(self, slot: Slot, tensors: tuple[int, ...], now: _Pass) -> dict[int, Tensor]:
         """Memory for the tensors, with their strides where these are dense: a forward's rounding may depend on them."""
-        if slot < len(self._views) and tensors in self._views[slot]:
+        if tensors in self._views.setdefault(slot, {}):
             return self._views[slot][tensors]
         starts = [0]
         for i in tensors:
             starts.append(starts[-1] + -(-now.theta[i].nbytes // 64) * 64)  # each starts a cache line
         with torch.inference_mode(False):
-            if slot == len(self._buffers):
-                self._buffers.append(torch.empty(0, dtype=torch.uint8))
-                self._views.append({})
-            if self._buffers[slot].numel() < starts[-1]:
+            if slot not in self._buffers or self._buffers[slot].numel() < starts[-1]:
                 self._views[slot].clear()
-                self._buffers[slot] = torch.empty(0, dtype=torch.uint8)  # gone before the larger one is made
-                self._buffers[slot] = torch.empty(starts[-1], dtype=torch.uint8)
+                self._buffers.pop(slot, None)  # gone before the larger one is made
+                self._buffers[slot] = torch.empty(starts[-1], dtype=torch.uint8, device=slot[1])
             views = {}
             for i, start in zip(tensors, starts, strict=False):
                 p = now.theta[i]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ...zeroth import _lazy
-from ...zeroth._lowrank import basis, combine
+from ...zeroth._lowrank import Factor, basis, combine
 from ...zeroth._restore import Evaluate
-from ...zeroth._update import Noise, Tensors, view_of
+from ...zeroth._update import Noise, Tensors
 from ._hooks import Block, Windows, _Pass
 
 Low = tuple[Tensor, Tensor, float]
@@ -93,7 +93,7 @@ def _low_rank_linear(
     """
     y = linear(x, weight)
     tokens = math.prod(x.shape[:-1])
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         out = y.reshape(tokens, y.shape[-1]).to(left.dtype)
         inner = x.reshape(tokens, x.shape[-1]).to(left.dtype) @ right.T
         out.addmm_(inner, left.T, beta=keep)  # in y's own memory, where it is of that type
@@ -127,13 +127,16 @@ class Lazy(_lazy.Lazy):
         factors = self.probe(draw, scale)
         rights = {i: basis(self.tensors, self.stream, i, [draw]) for i in factors}
         low = self.windows.weights
-        self.windows.low = {i: (torch.from_numpy(factors[i]), torch.from_numpy(rights[i]), self.keep(i)) for i in low}
+
+        def beside(i: int, factor: Factor) -> Tensor:
+            return torch.from_numpy(factor).to(self.windows.params[i].device)
+
+        self.windows.low = {i: (beside(i, factors[i]), beside(i, rights[i]), self.keep(i)) for i in low}
 
         def write(theta: Mapping[int, Tensor], out: Mapping[int, Tensor]) -> None:
             self.show(theta, out, draw, scale, factors)
 
         def write_rows(i: int, rows: np.ndarray[Any, Any], part: Tensor) -> None:
-            view = view_of(part)
-            combine(view, view, self.tensors.kinds[i], self.keep(i), factors[i][rows], rights[i])
+            combine(part, part, self.tensors.kinds[i], self.keep(i), factors[i][rows], rights[i])
 
         return self.windows.run(lambda: evaluate(arrays), active, write, write_rows)

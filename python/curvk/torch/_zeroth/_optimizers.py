@@ -31,8 +31,9 @@ class MeZO(ZerothOptimizer):
     parameters by name. The log of a run, `opt.log`, rebuilds its weights bit for bit: `opt.log.replay(model)`.
 
     Args:
-        model: all its parameters that require a gradient when the optimizer is made are trained, in place. On the CPU;
-            float32, float64, bfloat16 or float16. Tied ones take their first name. Buffers are the model's business.
+        model: all its parameters that require a gradient when the optimizer is made are trained, in place. float32,
+            float64, bfloat16 or float16, on the CPU or on CUDA devices, there in C order. Tied ones take their first
+            name. Buffers are the model's business.
         lr: >= 0; 1e-6 to 1e-7 for full fine-tuning of large models, more for small ones. A number or a tensor of one
             element; each step reads it from the groups, so schedulers work, but it must be one for both.
         eps: of the probes, > 0; rounded to float32.
@@ -58,10 +59,14 @@ class MeZO(ZerothOptimizer):
         parallel: "probes": each process evaluates n_probes probes of its own on the same batch, and the step is that of
             one process with n_probes for each. "data": each evaluates the same probes on a batch of its own, and losses
             are averaged.
-        compat: "mezo" repeats the published code's order of operations, unfused; needs restore="naive".
+        compat: "mezo" repeats the published code's order of operations, unfused; needs restore="naive", and the CPU.
 
     Raises:
         TypeError, ValueError, BufferError: an argument or parameter that cannot be used; the text names it.
+
+    On CUDA devices the noise, and what a step does with the same losses, are those of the CPU bit for bit, so that a
+    log made on one replays on the other. A step waits for its losses and, with restore="scratch", for the rows that an
+    embedding looks up; the CRC-32 of the weights, before the first step and in a saved log, reads them all to the host.
 
     Dropout should be off (model.eval()), as both losses of a probe must see the same network. The hooks of
     restore="scratch" break the graphs of `torch.compile`; use "copy" or "grid" with it.
@@ -252,6 +257,7 @@ class LOZO(ZerothOptimizer):
     Raises:
         TypeError, ValueError, BufferError: an argument or parameter that cannot be used; the text names it.
 
+    For parameters on a CUDA device the factors, rank (m + n) numbers a matrix, are drawn on the host and copied there.
     With restore="lazy" call `fold_` before the model is used or saved for anything but to go on with this optimizer.
 
     >>> import torch, curvk.torch

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels import noise
 from ...zeroth._lowrank import basis, combine, lefts
 from ...zeroth._restore import Evaluate, Scheme
-from ...zeroth._update import Noise, Rows, Tensors, axpy, view_of
+from ...zeroth._update import Noise, Rows, Tensors, axpy
 from ._hooks import Windows
 
 
@@ -57,8 +57,7 @@ class Scratch(Scheme):
             """One row is one array whose first element has the index that it has in the table."""
             if self.stream.rank:
                 left = lefts(self.tensors, self.stream, [i], [draw], [scale])[i][rows]
-                view = view_of(part)
-                combine(view, view, self.tensors.kinds[i], 1.0, left, basis(self.tensors, self.stream, i, [draw]))
+                combine(part, part, self.tensors.kinds[i], 1.0, left, basis(self.tensors, self.stream, i, [draw]))
                 return
             parts = list(part.unbind())
             keys: Any = {"tensor": np.full(len(parts), self.tensors.words[i]), "offset": rows * part.shape[1]}
