@@ -6,7 +6,7 @@ function(curvk_add_cuda target language)
     add_library(${target} SHARED ${ARGN} ${generated}/cuda_dispatch.cpp)
     # The runtime is linked in: torch brings another copy of it, and both work side by side.
     set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17)
-    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -lineinfo -Xcompiler=-ffp-contract=off>)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -Xcompiler=-ffp-contract=off>)
   else()
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
     add_library(${target} SHARED ${ARGN} csrc/cuda/emulator/emulator.cpp ${generated}/cuda_dispatch.cpp)

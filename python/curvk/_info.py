@@ -223,7 +223,8 @@ def _sections(report: dict[str, Any]) -> dict[str, Rows]:
         cpus += f"; this process may run on {len(affinity)}"
     caches = [f"L{c['level']} {c['size']}, shared by {c['shared_by_cpus']} CPU(s)" for c in hardware["caches"]]
     cuda = report["cuda"]
-    driver = f"for CUDA {cuda['driver'] or '-'}; built with {cuda['runtime']}" if cuda["runtime"] else "none"
+    driver = f"for CUDA {cuda['driver']}" if cuda["driver"] else "none"
+    driver += f"; the library is built with CUDA {cuda['runtime']}" if cuda["runtime"] else ""
     devices = [
         f"{i}: {d['name']}, capability {d['capability']}, {d['memory_gib']} GiB" for i, d in enumerate(cuda["devices"])
     ]
