@@ -53,7 +53,8 @@ def load(emulator: bool = False) -> Path:
     if _loaded is not None and (_loaded == path or not emulator):  # device arrays go to whichever is there
         return _loaded
     if path is None:
-        raise ImportError(f"curvk's {name} is not in this build; build it with {BUILD}")
+        how = BUILD.replace("CURVK_CUDA=ON (needs nvcc)", "CURVK_CUDA_EMULATOR=ON") if emulator else BUILD
+        raise ImportError(f"curvk's {name} is not in this build; build it with {how}")
     if _loaded is not None:
         raise ImportError(f"curvk's {name} cannot be loaded: {_loaded.name} is in use in this process")
     try:
