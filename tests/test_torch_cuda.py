@@ -566,12 +566,6 @@ def test_without_the_library_a_device_is_named_with_the_reason(monkeypatch):
     assert "CURVK_CUDA=ON" in _devices.lacking("adam_step")
 
 
-@pytest.mark.parametrize("flag", ["capturable"])
-def test_capturable_says_what_it_lacks(flag):
-    with pytest.raises(NotImplementedError, match=r"capturable=True.*CUDA graph.*torch\.optim\.AdamW"):
-        ct.AdamW([nn.Parameter(torch.zeros(2))], **{flag: True})
-
-
 def test_counts_stay_on_the_cpu_under_another_default_device():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)

@@ -25,9 +25,9 @@ from .._backend import Plan, get_backend
 from .._signatures import ops
 from ..kernels.noise import tensor_word
 from ..kernels.optim import global_norm
-from ._devices import lacking, served, strides_as
+from ._devices import capturing, lacking, served, strides_as
 from ._groups import GroupedOptimizer, wanted
-from ._states import Found, Last, State, Steps, new_states
+from ._states import Clock, Found, Last, State, Steps, new_states
 from ._states import number as number
 from ._storage import Group as Group
 from ._storage import Storage
@@ -143,6 +143,8 @@ class FusedOptimizer(GroupedOptimizer):
         if self._averaging:
             raise RuntimeError(f"{self._name}: the parameters hold their averages; step outside of averaged()")
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None or isinstance(grad_scale, Tensor):
+            self._refuse_scaling("grad_scale" if found_inf is None else "found_inf")
         if found_inf is not None and float(found_inf):
             self._clear_grads()
             return
@@ -165,11 +167,13 @@ class FusedOptimizer(GroupedOptimizer):
             scalars = [
                 self._checked_scalars(b.index, self.param_groups[b.index], b.mark, scale, b.storage) for b in batches
             ]
+            if fresh and any(capturing(p.device) for p, _ in fresh.values()):
+                raise self._too_early()
             # Nothing is refused from here on.
             for p, state in fresh.values():
                 self.state[p] = state
             for key in {(b.index, *b.place) for b in batches} & self._steps.keys():
-                self._steps[key].vector.add_(1)
+                self._steps[key].count(self.param_groups[key[0]])
             for batch, own in zip(batches, scalars, strict=True):
                 batch.plan.run(own)
                 written(batch.bases)
@@ -205,6 +209,11 @@ class FusedOptimizer(GroupedOptimizer):
             return
         places = list(map(place_of, params))
         distinct = dict.fromkeys(places)
+        if self.param_groups[index].get("capturable") and len(devices := {str(device) for _, device in distinct}) > 1:
+            raise ValueError(
+                f"{self._name}, parameter group {index}: got capturable=True with parameters on "
+                f"{' and '.join(sorted(devices))}, needs one device; make a group for each"
+            )
         if len(distinct) == 1:
             kept = self._bind_alike(index, batches, fresh, params, grads)
             if kept is not None:
@@ -234,6 +243,8 @@ class FusedOptimizer(GroupedOptimizer):
             self._check_codes(index, params, storage)
         marks = self._marks((index, *place), params, states, fresh)
         words = self._words_of(params) if storage.swept else []
+        if storage.captured:
+            words = [self._clock((index, *place)).at]
         table: list[Column] = [params, _owned(storage, grads), *columns, *self._extra_columns(params), *words]
         if len(set(marks)) == 1:
             batch = self._batch(len(batches), index, storage, marks[0], table, fresh)
@@ -248,6 +259,43 @@ class FusedOptimizer(GroupedOptimizer):
             part = [c if c is None else _part(c, rows) for c in table]
             batches.append(self._batch(len(batches), index, storage, mark, part, fresh))
         return None
+
+    def _count_as(self, key: Any, params: list[Tensor], states: list[State]) -> None:
+        """Lets `_steps` count the steps of parameters' states, or of none, as their group wants it."""
+        captured = bool(self.param_groups[key[0]].get("capturable"))
+        known = self._steps.get(key)
+        if known is not None and isinstance(known, Clock) == captured and known.belong_to(states):
+            return
+        if not captured:
+            self._steps[key] = Steps(states)
+            return
+        if capturing(key[-1]):
+            raise self._too_early()
+        counts = [float(s["step"]) for s in states]
+        if len(set(counts)) > 1:
+            low, high = min(counts), max(counts)
+            label = self._label(key[0], params[counts.index(low)])
+            raise self._uneven(f"{self._name}: the state of {label}", low, high)
+        self._steps[key] = Clock(states, counts, key[-1])
+
+    def _clock(self, key: Any) -> Clock:
+        clock = self._steps[key]
+        assert isinstance(clock, Clock)
+        return clock
+
+    def _too_early(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self._name}: this step makes states, which a CUDA graph would make anew at each replay; "
+            "take it once before the capture, with the same gradients present"
+        )
+
+    def _refuse_scaling(self, attribute: str) -> None:
+        for index, group in enumerate(self.param_groups):
+            if group.get("capturable"):
+                raise ValueError(
+                    f"{self._name}, parameter group {index}: got capturable=True with {attribute}, which the step "
+                    "would wait for; use GradScaler(enabled=False), as bfloat16 allows, or capturable=False"
+                )
 
     def _counts(self, storage: Storage) -> bool:
         """Whether the states hold a step count."""
@@ -306,12 +354,12 @@ class FusedOptimizer(GroupedOptimizer):
         for plan in self._plans[:used]:
             assert plan is not None
             columns = plan._columns
-            grads, swept = columns[1], "_sweep" in plan._op
+            grads, swept, captured = columns[1], "_sweep" in plan._op, plan._op.endswith("_at")
             # A sweep may write gradients, so that the binder keeps them to count the write. Where layouts differ it
             # holds NumPy views of its own, which torch marks on the storage.
             stays = not swept and get_backend() == "cpp" and grads and grads[0].untyped_storage().resizable()
             kept.append(plan if stays else None)
-            end = len(columns) - 2 * swept  # of the extras; a sweep's words follow
+            end = len(columns) - 2 * swept - captured  # of the extras; a sweep's words follow, or a clock's array
             for column in (grads, *columns[end - len(self._extra_keys) : end]):
                 if isinstance(column, list):
                     column.clear()
@@ -490,6 +538,8 @@ def _repeats(g: Tensor) -> bool:
 
 
 def _part(column: Column, rows: list[int]) -> Column:
+    if isinstance(column, Tensor):  # a clock's array, for all rows
+        return column
     return column[rows] if isinstance(column, np.ndarray) else type(column)([column[row] for row in rows])
 
 

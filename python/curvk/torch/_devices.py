@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,16 @@ def lacking(op: str) -> str:
     except ImportError as error:
         return str(error)
     return "" if core is not None and core.has_cuda(op) else "this step has no CUDA version"
+
+
+def elsewhere(x: Any) -> bool:
+    """Whether x is a tensor that the host can only read by waiting for a device."""
+    return isinstance(x, Tensor) and x.device.type != "cpu"
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is queued on a device now goes into a CUDA graph."""
+    return device.type == "cuda" and bool(torch.version.cuda) and torch.cuda.is_current_stream_capturing()
 
 
 def strides_as(p: Tensor, shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:

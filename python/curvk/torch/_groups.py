@@ -14,7 +14,8 @@ from .._errors import check_scalar
 from .._signatures import ops
 from ..optim._storage import DEFAULTS
 from ._convert import from_bitsandbytes
-from ._states import State, Wanted, new_states, with_own_memory
+from ._devices import elsewhere
+from ._states import State, Wanted, new_states, number, with_own_memory
 from ._storage import (
     KEPT,
     OF_WEIGHTS,
@@ -29,10 +30,8 @@ from ._storage import (
     swapped,
 )
 
-_UNSERVED = {
-    "capturable": "curvk's kernels take lr and the number of the step from the host, which a CUDA graph would repeat",
-    "differentiable": "curvk steps without a graph",
-}
+_UNSERVED = {"differentiable": "curvk steps without a graph"}
+_UNCAPTURED = {"capturable": "its lr is set on the host, and a CUDA graph would repeat the first"}
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -43,6 +42,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _array_keys: tuple[str, ...]  # the state keys of the parameter's shape
     _absent: Group  # what a group key means in a pickle or state dict older than the key
     _has_options = False  # whether a group may say how states and parameters are kept
+    _captures = False  # whether a group may be capturable
     _averaging: bool
     _formats: dict[int, str]
     max_grad_norm: float | None
@@ -77,22 +77,56 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self, index: int, group: Group, mark: Any, grad_scale: float, storage: Storage | None = None
     ) -> tuple[Any, ...]:
         """The scalars of a kernel call; without a storage only for the checks, which are those of any call."""
-        for flag, reason in _UNSERVED.items():
+        captured = bool(group.get("capturable"))
+        for flag, reason in (_UNSERVED | _UNCAPTURED if captured and not self._captures else _UNSERVED).items():
             if group.get(flag):
                 raise NotImplementedError(
                     f"{self._name}, parameter group {index}: got {flag}=True, but {reason}; "
                     f"leave it False, or use torch.optim.{type(self).__name__.removesuffix('Z')}"
                 )
         try:
+            if captured:
+                group = self._without_reading(group, stepping=storage is not None)
             if storage is None and self._has_options:
                 check_options(group)
             op, scalars = self._op, self._scalars(group, mark, grad_scale)
             if storage is not None and storage.swept:
                 op, scalars = storage.op, (*scalars, *storage.numbers(group, self._draw(mark)))
             arguments = next(iter(ops()[op].values())).scalars
-            return tuple(check_scalar(op, a.name, x) for a, x in zip(arguments, scalars, strict=True))
+            checked = tuple(check_scalar(op, a.name, x) for a, x in zip(arguments, scalars, strict=True))
+            if captured and storage is not None:
+                return tuple(x for a, x in zip(arguments, checked, strict=True) if a.name not in ("step", "lr"))
+            return checked
         except (TypeError, ValueError, OverflowError) as error:
             raise self._of_group(index, error) from None
+
+    def _without_reading(self, group: Group, stepping: bool) -> Group:
+        """A capturable group with a number for an lr on a device, which its steps do not read.
+
+        Raises:
+            ValueError: with an option that has to read the device, or a number there.
+        """
+        for option in ("max_grad_norm", "skip_nonfinite"):
+            if value := getattr(self, option):
+                needed = f"{option}={False if value is True else None}: its step waits for the norm of the gradients"
+                remedy = "use torch.nn.utils.clip_grad_norm_ before the step, or capturable=False"
+                raise ValueError(f"argument 'capturable': got True with {option}={value}, needs {needed}; {remedy}")
+        for key, value in group.items():
+            numbers = value if isinstance(value, (tuple, list)) else [value]
+            if key not in ("params", "lr") and any(map(elsewhere, numbers)):
+                needed = "a number, for only lr is read there; use .item()"
+                raise ValueError(f"argument '{key}': got a tensor on a device with capturable=True, needs {needed}")
+        lr = group["lr"]
+        if not (stepping and elsewhere(lr)):
+            return group
+        if lr.numel() != 1:
+            number(lr)
+        if lr.device != (device := group["params"][0].device):
+            raise ValueError(
+                f"argument 'lr': got a tensor on {lr.device} with capturable=True, needs the parameters' device "
+                f"{device}; use lr.to(p.device)"
+            )
+        return {**group, "lr": 0.0}
 
     def _checked_storage(self, index: int, group: Group, dtype: torch.dtype) -> Storage:
         try:
@@ -140,8 +174,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for key, value in self._absent.items():
                 group.setdefault(key, value)
-            if "capturable" in group:
-                group["capturable"] = False  # a checkpoint from a CUDA graph; it changes no number
         self._note_formats()
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,6 +197,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's; the state is copied, with every bit that its dtype holds.
+
+        Groups stay capturable or not, as they are. The new states lie elsewhere: capture graphs anew.
 
         Raises:
             TypeError, ValueError: not a state dict, or one of other parameters or of another optimizer; nothing has
@@ -192,7 +226,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     if key not in ours or value is None:  # None: SGD's buffer before its first step
                         continue
                     if key == "step":
-                        self.state[p][key] = torch.tensor(float(value), dtype=torch.float32, device="cpu")
+                        device = p.device if self.param_groups[index].get("capturable") else "cpu"
+                        self.state[p][key] = torch.tensor(float(value), dtype=torch.float32, device=device)
                     elif key in storage.keys or (key in self._array_keys and value.is_floating_point()):
                         made.append(wanted(p, key, storage, value))
                     else:
@@ -219,7 +254,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 options = {key: own[key] for key in DEFAULTS if key in own}
                 if "state_format" in own and group.get("state_bits") == 8:  # codes of the default's where it names none
                     options["state_format"] = DEFAULTS["state_format"]
-                groups[index] = {**options, **group}
+                groups[index] = group = {**options, **group}
+            if "capturable" in own or "capturable" in group:  # it says how steps are made here, and changes no number
+                groups[index] = _without(group, {"capturable"}) | {k: own[k] for k in ("capturable",) if k in own}
         return {**state_dict, "param_groups": groups}
 
     def _pairs(self, state_dict: dict[str, Any]) -> Iterator[tuple[int, Tensor, State]]:
@@ -236,13 +273,18 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     f"{self._name}: the loaded parameter group {index} has no {sorted(missing)}; "
                     "it comes from another optimizer"
                 )
-            self._checked_scalars(index, {**self._absent, **group, "capturable": False}, 0, 1.0)
+            self._checked_scalars(index, {**self._absent, **group}, 0, 1.0)
             self._check_format(index, group)
+        counts: dict[int, float] = {}  # of capturable groups
         for index, p, state in self._pairs(state_dict):
             label = f"{self._name}: the loaded state of {self._label(index, p)}"
             if missing := self._lacks(state):
                 raise ValueError(f"{label} has no {sorted(missing)}; it comes from another optimizer")
             group = {**self._absent, **state_dict["param_groups"][index]}
+            if group.get("capturable") and "step" in state:
+                count = float(state["step"])
+                if counts.setdefault(index, count) != count:
+                    raise self._uneven(label, count, counts[index])
             storage = self._checked_storage(index, group, p.dtype)
             for key in dict.fromkeys((*self._array_keys, *filter(None, storage.keys))):
                 value = state.get(key)
@@ -252,6 +294,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 elif fault := storage.fault(key, p, value):
                     found, needed, remedy = fault
                     raise ValueError(f"{label} has '{key}' of {found}, needs {needed}{remedy and '; '}{remedy}")
+
+    def _uneven(self, label: str, count: float, other: float) -> ValueError:
+        return ValueError(
+            f"{label} has 'step' {count:g}, needs {other:g} as others of its group, whose count a capturable group "
+            "shares; give it a group of its own, or use capturable=False"
+        )
 
     def _lacks(self, state: State) -> set[str]:
         """The keys without which a loaded state is not one of this class, of those that it has not."""

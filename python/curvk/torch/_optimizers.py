@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..optim import LossAdaptiveLR
 from ._base import Fresh, FusedOptimizer, Group, Params, number
-from ._states import State, Steps
+from ._states import State
 from ._storage import Storage, chosen, storage_of
 
 
@@ -30,6 +30,15 @@ class SGD(FusedOptimizer):
     is a tensor there. Parameters on a device fill their memory, whatever the order of their dimensions; with the last
     seven arguments they are in C order. A gradient that lies in another order is copied.
 
+    With capturable=True the number of the step and lr lie beside the parameters, so that a CUDA graph can hold the
+    step, which then never waits for the device; the bits are the same. Take a step before the capture, as torch's
+    examples do: it makes the states and that memory, and SGD's first step with momentum differs from the later ones.
+    A graph repeats an lr that is a number or a tensor on the CPU, and follows a tensor on the parameters' device, which
+    nobody checks there; other numbers cannot be tensors on a device. After load_state_dict capture anew. A group's
+    parameters lie on one device, and parameters that are counted (`step`, a tensor on that device) share their count:
+    all have gradients from the first step on, or stay without. It is a ValueError with max_grad_norm, skip_nonfinite,
+    GradScaler, and where one of the last seven arguments needs another kernel. On the CPU it does the same, to no use.
+
     Args:
         params: tensors, dicts of parameter groups, or (name, tensor) pairs; float32, float64, bfloat16, float16,
             complex64 or complex128. A gradient has its parameter's dtype and shape.
@@ -40,6 +49,7 @@ class SGD(FusedOptimizer):
         nesterov: Nesterov's form; needs momentum > 0 and dampening 0.
         maximize: ascend instead of descend.
         foreach, fused: kept in the groups for torch; they choose nothing here.
+        capturable: see above; torch's SGD has no such argument, and the key is in a group where it is True.
         differentiable: True is a NotImplementedError.
         max_grad_norm: clip the gradients to this global norm over all groups, in the step: they are divided by
             max(1, (norm + 1e-6) / max_grad_norm) as they are read and stay as they are. A norm that is not finite
@@ -79,6 +89,7 @@ class SGD(FusedOptimizer):
     """
 
     _op = "sgd_step"
+    _captures = True
     _needed = ("momentum_buffer",)
     _array_keys = ("momentum_buffer",)
     _extra_keys = ("origin",)
@@ -96,6 +107,7 @@ class SGD(FusedOptimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
@@ -119,6 +131,8 @@ class SGD(FusedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        if capturable:
+            defaults["capturable"] = True
         defaults |= chosen(
             state_bits=state_bits,
             state_format=state_format,
@@ -142,10 +156,11 @@ class SGD(FusedOptimizer):
     def _marks(self, index: Any, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
         first = ["momentum_buffer" not in self.state.get(p, ()) for p in params] if fresh else [False]
         if states is not None:
-            if not states or not all("step" in s for s in states):
+            counted = states if all("step" in s for s in states) else []
+            if counted or self.param_groups[index[0]].get("capturable"):
+                self._count_as(index, params, counted)
+            else:
                 self._steps.pop(index, None)
-            elif not (index in self._steps and self._steps[index].belong_to(states)):
-                self._steps[index] = Steps(states)
         if index not in self._steps:
             return first
         counts = self._steps[index].counts()
@@ -192,7 +207,8 @@ class Adam(FusedOptimizer):
         amsgrad: divide by the largest second moment so far.
         foreach, fused: kept in the groups for torch; they choose nothing here.
         maximize: ascend instead of descend.
-        capturable, differentiable: True is a NotImplementedError.
+        capturable: as in `SGD`, with torch's group key.
+        differentiable: True is a NotImplementedError.
         decoupled_weight_decay: decay the parameters themselves, as AdamW.
         max_grad_norm, skip_nonfinite: as in `SGD`.
         state_bits, state_format, rounding, master, ema, zero_grad, seed: as in `SGD`.
@@ -212,6 +228,7 @@ class Adam(FusedOptimizer):
     """
 
     _op = "adam_step"
+    _captures = True
     _needed = ("step", "exp_avg", "exp_avg_sq")
     _array_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     _extra_keys = ("origin",)
@@ -282,8 +299,8 @@ class Adam(FusedOptimizer):
         return storage_of("adam", self._keys(group), group, dtype)
 
     def _marks(self, index: Any, params: list[Tensor], states: list[State] | None, fresh: Fresh) -> list[Any]:
-        if states is not None and not (index in self._steps and self._steps[index].belong_to(states)):
-            self._steps[index] = Steps(states)
+        if states is not None:
+            self._count_as(index, params, states)
         return self._steps[index].counts()
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
@@ -388,8 +405,8 @@ class AdamZ(Adam):
     travels in the state dict, under "loss_lr".
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused: as in
-            `Adam`.
+        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, differentiable, fused: as in `Adam`.
+        capturable: True is a NotImplementedError.
         overshoot_factor, stagnation_factor, stagnation_threshold, patience, stagnation_period, min_lr, max_lr, guard:
             as in `curvk.optim.LossAdaptiveLR`, which also says what the rule does to steady and to noisy losses.
         max_grad_norm, skip_nonfinite: as in `SGD`.
@@ -407,6 +424,8 @@ class AdamZ(Adam):
     >>> optimizer.param_groups[0]["lr"]
     0.25
     """
+
+    _captures = False
 
     def __init__(
         self,

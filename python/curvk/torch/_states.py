@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._arrays import Column
-from ._devices import strides_as
+from ._devices import elsewhere, strides_as
 
 if TYPE_CHECKING:
     from ._storage import Storage
@@ -102,10 +102,53 @@ class Steps:
     def belong_to(self, states: list[State]) -> bool:
         return len(states) == len(self.views) and all(map(is_, [s[self.key] for s in states], self.views))
 
+    def count(self, group: dict[str, Any]) -> None:
+        """Counts a step of the group's."""
+        self.vector.add_(1)
+
     def counts(self) -> list[float]:
         """The counts, or only the one that all have."""
         low, high = map(float, torch.aminmax(self.vector))
         return [low] if low == high else self.vector.tolist()
+
+
+class Clock(Steps):
+    """The step count and lr of parameters that step together, on their device, so that a CUDA graph can step on.
+
+    `at` is what the kernels of curvk/capture.h read: [number of the step, lr] as float64. `vector` is the truth, `at`
+    follows it; without states, as of SGD, nothing is counted.
+
+    Args:
+        states: those that are counted.
+        counts: their counts, all the same.
+        device: where they lie.
+    """
+
+    def __init__(self, states: list[State], counts: list[float], device: torch.device) -> None:
+        self.key = "step"
+        with torch.inference_mode(False), torch.no_grad():
+            self.vector = torch.tensor(counts, dtype=torch.float32, device=device)
+            self.views = list(self.vector.unbind())
+            self.at = torch.zeros(2, dtype=torch.float64, device=device)
+            self._number, self._lr, self._first = self.at[:1], self.at[1:], self.vector[:1]
+        for state, view in zip(states, self.views, strict=True):
+            state["step"] = view
+
+    @torch.no_grad()
+    def count(self, group: dict[str, Any]) -> None:
+        """Counts a step and takes over the group's lr, by operations on the device."""
+        if self.views:
+            self.vector.add_(1)
+            self._number.copy_(self._first)
+        lr = group["lr"]
+        if elsewhere(lr):
+            self._lr.copy_(lr.reshape(1))
+        else:
+            self._lr.fill_(float(number(lr)))
+
+    def counts(self) -> list[float]:
+        """One number for all calls: the count is the device's to know."""
+        return [0.0]
 
 
 def with_own_memory(state: Any, keep: Container[int] = ()) -> Any:

@@ -68,6 +68,11 @@ class Storage:
     zero_grad: bool = False
 
     @property
+    def captured(self) -> bool:
+        """Whether the kernel is one of curvk/capture.h, which also take an array with the step's number and lr."""
+        return self.op.endswith("_at")
+
+    @property
     def swept(self) -> bool:
         """Whether the kernel is one of curvk/sweep.h, which also take tensor words, offsets and a draw."""
         return bool(self.kinds)
@@ -160,8 +165,9 @@ def storage_of(family: str, keys: tuple[str | None, ...], group: Group, dtype: t
     Raises:
         TypeError, ValueError: options that cannot be used, or not with this dtype.
     """
+    op = f"{family}_step_at" if group.get("capturable") else f"{family}_step"
     if DEFAULTS.keys().isdisjoint(group):
-        return plain(f"{family}_step", keys)
+        return plain(op, keys)
     values = check_options(group, dtype)
     bits, master = values["state_bits"], values["master"]
     rounding = 0
@@ -170,7 +176,11 @@ def storage_of(family: str, keys: tuple[str | None, ...], group: Group, dtype: t
     if not any(keys):  # without moments
         bits = 32
     if bits == 32 and not rounding and values["ema"] is None and not values["zero_grad"]:
-        return plain(f"{family}_step", keys)
+        return plain(op, keys)
+    if group.get("capturable"):
+        found = ", ".join(f"{key}={group[key]!r}" for key in DEFAULTS if key in group)
+        remedy = "leave them out, or use capturable=False"
+        raise ValueError(f"argument 'capturable': got True with {found}, needs a group without these options; {remedy}")
     return _sweep(
         family,
         keys,
