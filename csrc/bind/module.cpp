@@ -120,10 +120,10 @@ class Plan {
             }
         }
         int32_t status = CURVK_OK;
-        void* const stream = stream_now();
-        if (device_ < 0 && curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();  // may raise: before anything is written
         {
-            const Running running(running_);
+            const Running running(running_);  // the two calls below may run Python code, which must not rebind this plan
+            void* const stream = stream_now();
+            if (device_ < 0 && curvk_forked() && total_ >= 2 * keep_gil_below) warn_forked();  // may raise, with nothing written
             std::optional<py::gil_scoped_release> released;
             if (total_ >= keep_gil_below) released.emplace();
             if (strided_.empty() || !sizes_.empty()) status = call(k, slots, stream);

@@ -123,7 +123,7 @@ __device__ __forceinline__ void apply(Tile<T>& tile, int64_t columns, F f) {
         auto values = load<Cut::height>(to, 0);
         f(values.x);
         for (int r = 0; r < Cut::height; ++r) values[r] = column < columns ? values[r] : T(0);
-        store<Cut::height>(to, 0, values);
+        store_shared(to, 0, values);
     }
 }
 
@@ -225,7 +225,7 @@ __device__ __forceinline__ void end_span(const Gram<T>& g, const Product<T>& p, 
         Pack<T, Cut::width> sums;
 #pragma unroll
         for (int c = 0; c < Cut::width; ++c) sums[c] = total[r][c], total[r][c] = 0;
-        store<Cut::width>(tile.entries, own.group() * size + ((row_of<T>() + r) << own.log_outputs) + own.output(), sums);
+        store_shared(tile.entries, own.group() * size + ((row_of<T>() + r) << own.log_outputs) + own.output(), sums);
     }
     __syncthreads();
 #pragma unroll 1

@@ -18,6 +18,12 @@ constexpr int64_t difference_limit = 12;    // up to this d distances are sums o
 template <class T>
 constexpr T near = T(1) / T(1024);          // up to this share of the squared norms q is formed from differences
 
+// V neighbours in shared memory, by a plain assignment: `store` names an instruction that writes to global memory.
+template <int V, class T>
+__device__ __forceinline__ void store_shared(T* p, int i, const Pack<T, V>& value) {
+    *reinterpret_cast<Pack<T, V>*>(p + i) = value;
+}
+
 // How a block's 256 threads cut a tile.
 template <class T>
 struct Cut {
@@ -136,7 +142,7 @@ struct Slice {
 #pragma unroll
             for (int i = 0; i < share; ++i) tile.x[place + i * row_step] = x[i] - same;
         }
-        store<Cut::pack>(tile.z, threadIdx.x * Cut::pack, z);
+        store_shared(tile.z, int(threadIdx.x) * Cut::pack, z);
     }
 };
 
@@ -206,7 +212,7 @@ __device__ __forceinline__ void fill(const Gram<T>& g, Tile<T>& tile, int64_t ro
             Pack<T, Cut::height> entries;
 #pragma unroll
             for (int r = 0; r < Cut::height; ++r) entries[r] = sum[r][c];
-            store<Cut::height>(to, c * Cut::stride, entries);
+            store_shared(to, c * Cut::stride, entries);
         }
     };
     uint32_t close = ~0u;  // the entries that squared differences are for

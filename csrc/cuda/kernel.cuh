@@ -167,6 +167,7 @@ __device__ __forceinline__ Pack<T, V> load(const T* p, int64_t i) {
     return *reinterpret_cast<const Pack<T, V>*>(p + i);
 }
 // nvcc 13 makes single stores of a plain assignment where the address is not also loaded from; so the instruction is named.
+// It is one for global memory.
 template <int V, class T>
 __device__ __forceinline__ void store(T* p, int64_t i, const Pack<T, V>& value) {
 #if defined(__CUDA_ARCH__)
@@ -186,6 +187,8 @@ __device__ __forceinline__ void store(T* p, int64_t i, const Pack<T, V>& value) 
                              : "memory");
         return;
     }
+#elif defined(CURVK_EMULATED)
+    curvk_emulator::demand_global(p + i);
 #endif
     *reinterpret_cast<Pack<T, V>*>(p + i) = value;
 }

@@ -5,7 +5,8 @@ function(curvk_add_cuda target language)
   if(language STREQUAL "CUDA")
     add_library(${target} SHARED ${ARGN} ${generated}/cuda_dispatch.cpp)
     # The runtime is linked in: torch brings another copy of it, and both work side by side.
-    set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17)
+    set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
+                                               CUDA_VISIBILITY_PRESET hidden)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -Xcompiler=-ffp-contract=off>)
   else()
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)

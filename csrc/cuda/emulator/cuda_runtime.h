@@ -73,6 +73,8 @@ bool any_of_block(bool value);  // waits, too
 bool any_of_warp(uint32_t mask, bool value);
 // Gives a value to the lanes of the warp named in mask, all of which must come here, and takes that of lane `from`.
 uint64_t exchange(uint32_t mask, uint64_t value, int from);
+// Dies of an address in shared memory, which an instruction for global memory must not get.
+void demand_global(const void* memory);
 
 template <class T>
 T exchanged(uint32_t mask, T value, int from) {

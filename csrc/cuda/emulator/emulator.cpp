@@ -1,5 +1,6 @@
 #include "cuda/emulator/cuda_runtime.h"
 
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
@@ -73,6 +74,27 @@ void prepare(int threads) {
 }
 
 int64_t progress(const Fiber& f) { return f.done + f.barriers + f.exchanges; }
+
+struct Range {
+    const char *begin, *end;
+};
+
+// The library's thread-local variables of this thread: `current`, and shared memory.
+Range thread_locals() {
+    const auto find = [](dl_phdr_info* info, size_t, void* found) {
+        const auto* const begin = static_cast<const char*>(info->dlpi_tls_data);
+        const auto* const known = reinterpret_cast<const char*>(&current);
+        for (int i = 0; begin && i < info->dlpi_phnum; ++i) {
+            if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
+            const char* const end = begin + info->dlpi_phdr[i].p_memsz;
+            if (begin <= known && known < end) *static_cast<Range*>(found) = {begin, end};
+        }
+        return 0;
+    };
+    Range found = {};
+    dl_iterate_phdr(find, &found);
+    return found;
+}
 
 }  // namespace
 
@@ -172,6 +194,12 @@ uint64_t exchange(uint32_t mask, uint64_t value, int from) {
     }
     if (!(mask >> from & 1)) die("a shuffle reads a lane that takes no part");
     return given[size_t(first + from)];
+}
+
+void demand_global(const void* memory) {
+    thread_local const Range shared = thread_locals();
+    const auto* const p = static_cast<const char*>(memory);
+    if (shared.begin <= p && p < shared.end) die("a store to global memory with an address in shared memory");
 }
 
 }  // namespace curvk_emulator
