@@ -641,3 +641,16 @@ def test_report_of_a_library_that_does_not_load(monkeypatch: Any, tmp_path: Any)
     assert found["library"] is None
     assert not found["devices"]
     assert "does not load" in found["reason"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_scaled_sum_of_squares_rounds_as_on_the_cpu(dtype):
+    """Float32 sums are multiplied by the scale twice, afterwards: by its square they would round differently."""
+    rng = np.random.default_rng(11)
+    x = [rng.standard_normal(n).astype(dtype) for n in (1, 40_000, 5)]
+    there, found = [put(a) for a in x], put(np.zeros(2))
+    for scale in rng.uniform(0.1, 3.0, 20).tolist():
+        needed = np.zeros(2)
+        call("sum_squares", (x, needed), (scale,))
+        call("sum_squares", (there, found), (scale,))
+        assert get(found).tobytes() == needed.tobytes(), scale

@@ -1,5 +1,6 @@
 #include "core/curvature_rules.h"
 #include "cuda/codes.cuh"
+#include "cuda/sums.cuh"
 
 namespace CURVK_LEVEL {
 namespace {
@@ -187,47 +188,6 @@ int32_t alice_list(const char* name, std::initializer_list<Column> columns, cons
 }
 
 // ---- sums -------------------------------------------------------------------------------------------------------------
-// A block takes a chunk. All threads make terms, some in advance in shared memory; 16 threads a term add them in the
-// order of the CPU's lanes, while the others make the next ones.
-
-constexpr int stretch_doubles = 2048;
-
-// partial[k] <- the sum of term k over a chunk's part. f(i, terms) writes those of element i.
-template <int terms, class F>
-__device__ __forceinline__ void sum_part(const Part& part, double* partial, F f) {
-    constexpr int stretch = stretch_doubles / terms;
-    __shared__ double made[2][terms][stretch];  // in turn: one is added while the other is made
-    const int own = int(threadIdx.x / lanes), lane = int(threadIdx.x % lanes), size = int(part.size);
-    double sum = 0;
-    for (int base = 0, turn = 0; base < size; base += stretch, turn ^= 1) {
-        const int n = size - base < stretch ? size - base : stretch;
-        for (int i = int(threadIdx.x); i < n; i += block_threads) {
-            double term[terms];
-            f(base + i, term);
-            for (int k = 0; k < terms; ++k) made[turn][k][i] = term[k];
-        }
-        __syncthreads();
-        if (own < terms)
-            for (int i = lane; i < n; i += int(lanes)) sum += made[turn][own][i];
-    }
-    sum = fold_threads(sum);
-    if (lane == 0 && own < terms) partial[own] = sum;
-}
-
-// Runs a sum's kernel over chunks, then `finish` over their partial sums.
-template <int terms, class Kernel, class... A>
-int32_t sum_list(const char* name, Kernel* kernel, void (*finish)(const double*, int64_t, double*),
-                 std::initializer_list<Column> columns, const int64_t* sizes, int64_t count, double* out, void* stream,
-                 const A&... arguments) {
-    const int64_t chunks = count_chunks(sizes, count);
-    const Scratch<double> partials(name, terms * chunks, stream);
-    if (partials.status) return partials.status;
-    const auto some = [&](const Rows& rows, int64_t n, int64_t before) {
-        return launch(name, kernel, n, block_threads, stream, rows, partials.data + terms * before, arguments...);
-    };
-    if (const int32_t status = for_rows(sizes, count, sum_chunk, columns, some)) return status;
-    return launch(name, finish, terms, block_threads, stream, partials.data, chunks, out);
-}
 
 enum ModelColumn : int { model_exp_avg, model_glass, model_hessian, model_exp_avg_sq };
 
@@ -261,7 +221,8 @@ template <class S>
 int32_t model_list(CURVK_ALICE_MODEL_LIST(S), void* stream) {
     const auto kernel = limit == adam ? model_terms<adam, S> : limit == sgdm ? model_terms<sgdm, S> : model_terms<fixed, S>;
     const ModelScalars<S> s{S(eps), S(l2), S(lr_min), S(lr_max), S(fraction), Hess(hess)};
-    return sum_list<2>("alice_model", kernel, add_chunks<2>, {exp_avg, glass, hessian, exp_avg_sq}, sizes, count, out, stream, s);
+    return sum_list<2>("alice_model", kernel, add_chunks<2>, {exp_avg, glass, hessian, exp_avg_sq}, sizes, count, 1.0, out,
+                       stream, s);
 }
 
 enum ProbeColumn : int { probe_g, probe_plus, probe_minus, probe_rho, probe_rho_m2, probe_h2, probe_h2_m2 };
@@ -284,7 +245,7 @@ __global__ void __launch_bounds__(block_threads) glass_terms(CURVK_GRID_CONSTANT
 
 template <class Format, class T = typename Format::T>
 int32_t glass_sums_list(CURVK_GLASS_SUMS_LIST(T), void* stream) {
-    return sum_list<4>("glass_sums", glass_terms<Format>, add_chunks<4>, {g, g_plus, g_minus}, sizes, count, out, stream);
+    return sum_list<4>("glass_sums", glass_terms<Format>, add_chunks<4>, {g, g_plus, g_minus}, sizes, count, 1.0, out, stream);
 }
 
 // ---- running moments --------------------------------------------------------------------------------------------------
@@ -360,24 +321,16 @@ __global__ void __launch_bounds__(block_threads)
     const Part part = part_of(rows, blockIdx.x, sum_chunk);
     const T* const p = rows.address<const T>(sam_p, part.row, part.begin);
     const T* const g = rows.address<const T>(sam_g, part.row, part.begin);
-    bool finite = true;
-    sum_part<1>(part, partials + 2 * blockIdx.x, [&](int i, double (&term)[1]) {
+    sum_flagged(part, partials + 2 * blockIdx.x, [&](int i, bool& finite) {
         const double w = double(Format::load(p[i])), x = double(Format::load(g[i]));
-        finite = finite && is_finite(w) && is_finite(x);
-        term[0] = asam_term(w, x, eta, scale);
+        finite = is_finite(w) && is_finite(x);
+        return asam_term(w, x, eta, scale);
     });
-    const bool bad = __syncthreads_or(!finite) != 0;
-    if (threadIdx.x == 0) partials[2 * blockIdx.x + 1] = bad ? 1.0 : 0.0;
-}
-
-__global__ void __launch_bounds__(block_threads) finish_norm(const double* partials, int64_t chunks, double* out) {
-    const double sum = sum_in_order(partials + blockIdx.x, chunks, 2);
-    if (threadIdx.x == 0) out[blockIdx.x] = blockIdx.x == 0 ? sum : sum > 0 ? 1.0 : 0.0;
 }
 
 template <class Format, class T = typename Format::T>
 int32_t asam_norm_list(CURVK_ASAM_NORM_LIST(T), void* stream) {
-    return sum_list<2>("asam_sum_squares", asam_terms<Format>, finish_norm, {p, g}, sizes, count, out, stream, eta, scale);
+    return sum_list<2>("asam_sum_squares", asam_terms<Format>, add_flagged, {p, g}, sizes, count, 1.0, out, stream, eta, scale);
 }
 
 }  // namespace

@@ -214,39 +214,5 @@ __device__ __forceinline__ void for_packs(int64_t n, bool aligned, F f) {
 
 constexpr int64_t chunk_elements = 4096;  // of an elementwise kernel's block: 16 a thread
 
-// ---- sums -------------------------------------------------------------------------------------------------------------
-// The order of the CPU's sums: chunks of sum_chunk elements, in each 16 lanes that take every 16th element, folded in a
-// tree, then the chunks in order. A lane is a thread here.
-
-constexpr int64_t sums_per_block = block_threads / lanes;
-
-// The fold of 16 neighbouring threads' values, in the first of them.
-__device__ __forceinline__ double fold_threads(double value) {
-    for (int half = int(lanes) / 2; half > 0; half /= 2) value += __shfl_down_sync(0xffffffffu, value, unsigned(half), int(lanes));
-    return value;
-}
-
-// Adds n numbers, `stride` apart, in their order: one thread adds what all threads of the block fetch. Thread 0 has the sum.
-__device__ inline double sum_in_order(const double* from, int64_t n, int64_t stride) {
-    __shared__ double some[block_threads];
-    double sum = 0;
-    for (int64_t first = 0; first < n; first += block_threads) {
-        const int64_t length = n - first < block_threads ? n - first : block_threads;
-        if (threadIdx.x < length) some[threadIdx.x] = from[(first + threadIdx.x) * stride];
-        __syncthreads();
-        if (threadIdx.x == 0)
-            for (int64_t i = 0; i < length; ++i) sum += some[i];
-        __syncthreads();
-    }
-    return sum;
-}
-
-// out[k] <- the chunks' sums of term k in order; a block for each term.
-template <int terms>
-__global__ void __launch_bounds__(block_threads) add_chunks(const double* partials, int64_t chunks, double* out) {
-    const double sum = sum_in_order(partials + blockIdx.x, chunks, terms);
-    if (threadIdx.x == 0) out[blockIdx.x] = sum;
-}
-
 }  // namespace
 }  // namespace CURVK_LEVEL

@@ -2,6 +2,7 @@
 // draws. The arithmetic and its order are those of kernels/noise.cpp and core/philox.h, whose loops fill arrays; here a
 // thread makes the words of a Philox block and takes the elements that they give.
 #include "cuda/philox.cuh"
+#include "cuda/sums.cuh"
 
 namespace CURVK_LEVEL {
 #include "curvk/noise.h"

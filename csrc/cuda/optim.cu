@@ -1,4 +1,5 @@
 #include "cuda/optim_steps.cuh"
+#include "cuda/sums.cuh"
 
 namespace CURVK_LEVEL {
 namespace {
@@ -17,50 +18,23 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S), void* stream) {
 
 // ---- sum of squares ---------------------------------------------------------------------------------------------------
 
-// partials[chunk] <- the chunk's sum, flags[chunk] <- 1 if an element of it is not finite. 16 threads a chunk.
 template <class Format, class T = typename Format::T>
 __global__ void __launch_bounds__(block_threads)
-    sum_squares(CURVK_GRID_CONSTANT(Rows) rows, double scale, int64_t chunks, double* partials, double* flags) {
+    sum_squares(CURVK_GRID_CONSTANT(Rows) rows, double* partials, double scale) {
     constexpr bool wide = sizeof(T) == 8;  // the square of a shorter float cannot overflow a double
-    const int64_t chunk = blockIdx.x * sums_per_block + threadIdx.x / lanes;
-    const Part part = chunk < chunks ? part_of(rows, chunk, sum_chunk) : Part{0, 0, 0};
+    const Part part = part_of(rows, blockIdx.x, sum_chunk);
     const T* const x = rows.address<const T>(0, part.row, part.begin);
-    const int64_t lane = threadIdx.x % lanes;
-    double sum = 0;
-    bool finite = true;
-    for (int64_t i = lane; i < part.size; i += lanes) {
+    sum_flagged(part, partials + 2 * blockIdx.x, [&](int i, bool& finite) {
         const double element = double(Format::load(x[i])), value = wide ? element * scale : element;
-        finite = finite && is_finite(element);
-        sum += value * value;
-    }
-    sum = fold_threads(sum);
-    const double bad = fold_threads(finite ? 0.0 : 1.0);
-    if (lane || chunk >= chunks) return;
-    partials[chunk] = sum;
-    flags[chunk] = bad;
-}
-
-__global__ void __launch_bounds__(block_threads)
-    finish_squares(const double* partials, const double* flags, int64_t chunks, double factor, double* out) {
-    const bool flagged = blockIdx.x == 1;
-    const double sum = sum_in_order(flagged ? flags : partials, chunks, 1);
-    if (threadIdx.x == 0) out[blockIdx.x] = !flagged ? sum * factor : sum > 0 ? 1.0 : 0.0;
+        finite = is_finite(element);
+        return value * value;
+    });
 }
 
 template <class Format, class T = typename Format::T>
 int32_t sum_squares_list(CURVK_NORM_LIST(T), void* stream) {
-    const int64_t chunks = count_chunks(sizes, count);
-    const Scratch<double> partials("sum_squares", 2 * chunks, stream);
-    if (partials.status) return partials.status;
-    double* const flags = partials.data + chunks;
-    const auto one = [&](const Rows& rows, int64_t n, int64_t before) {
-        const int64_t blocks = (n + sums_per_block - 1) / sums_per_block;
-        return launch("sum_squares", sum_squares<Format>, blocks, block_threads, stream, rows, scale, n, partials.data + before,
-                      flags + before);
-    };
-    if (const int32_t status = for_rows(sizes, count, sum_chunk, {x}, one)) return status;
-    const double factor = sizeof(T) == 8 ? 1.0 : scale * scale;
-    return launch("sum_squares", finish_squares, 2, block_threads, stream, partials.data, flags, chunks, factor, out);
+    const double after = sizeof(T) == 8 ? 1.0 : scale;
+    return sum_list<2>("sum_squares", sum_squares<Format>, add_flagged, {x}, sizes, count, after, out, stream, scale);
 }
 
 // ---- the loss window --------------------------------------------------------------------------------------------------
