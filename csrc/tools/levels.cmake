@@ -1,11 +1,18 @@
 # SIMD levels: which ones this compiler builds, and kernel files compiled once for each.
 include(CheckCXXCompilerFlag)
 
+set(CURVK_LEVELS "" CACHE STRING "x86-64 levels to build, e.g. 3; empty: all that the compiler knows")
+
 # Sets `out` to the levels to build, lowest first: 2 3 4 on x86-64, 8 on armv8-a, 0 (the compiler's default) elsewhere.
 function(curvk_levels out)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     set(levels)
-    foreach(level 2 3 4)
+    if(CURVK_LEVELS)
+      set(wanted ${CURVK_LEVELS})
+    else()
+      set(wanted 2 3 4)
+    endif()
+    foreach(level IN LISTS wanted)
       check_cxx_compiler_flag(-march=x86-64-v${level} CURVK_HAS_V${level})
       if(CURVK_HAS_V${level})
         list(APPEND levels ${level})
