@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 from curvk import _backend
-from curvk._signatures import Argument, Range, functions, group, include_dir, ops, parse, read, typedefs
+from curvk._signatures import Argument, Range, defined, functions, group, include_dir, ops, parse, read, typedefs
 
 # ---- the reader -----------------------------------------------------------------------------------------------------
 
@@ -110,6 +110,20 @@ FAMILY(bf16, uint16_t, float)
     assert {op: {fmt: f.is_list for fmt, f in row.items()} for op, row in table.items()} == {
         "go": {"f32": True, "bf16": True}
     }
+
+
+def test_definitions_of_a_kernel_file() -> None:
+    text = """
+template <class T> int32_t step_list(T* p, void* stream);
+int32_t curvk_one_f64(double* x, void* stream) { return curvk_other_f64(x); }
+#define STEPS(FMT, T)                                      \\
+    int32_t curvk_step_list_##FMT(STEP_LIST(T), void* s) { \\
+        return step_list<T>(p, s);                         \\
+    }
+STEPS(f32, float)
+STEPS(bf16, uint16_t)
+"""
+    assert defined(text) == {"curvk_one_f64", "curvk_step_list_f32", "curvk_step_list_bf16"}
 
 
 def test_arrays_per_row_and_per_some_elements() -> None:

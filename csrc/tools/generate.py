@@ -1,8 +1,8 @@
 """Writes what follows from the headers: level dispatch, binding list, the CUDA library's interface.
 
-CMake runs it; nothing it writes is committed. A family with a file in csrc/cuda has all its kernels there.
+CMake runs it; nothing it writes is committed. The kernels that the files of csrc/cuda define have a CUDA version.
 
-python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVELS CUDA_FAMILIES (lists separated by commas)
+python generate.py INCLUDE_DIR SIGNATURES_PY OUTPUT_DIR LEVELS CUDA_DIR (levels separated by commas)
 """
 
 import importlib.util
@@ -178,11 +178,18 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def main(include: str, signatures: str, output: str, levels: str, families: str) -> None:
+def has_cuda(functions, written: set[str]) -> list:
+    """Those that a kernel file implements for devices: by themselves, or in a list of one."""
+    lists = {(f.op, f.format) for f in functions if f.is_list and f.name in written}
+    return [f for f in functions if f.format and (f.name in written or (f.op, f.format) in lists)]
+
+
+def main(include: str, signatures: str, output: str, levels: str, cuda: str) -> None:
     reader = load(signatures)
     functions = reader.read(Path(include))
     numbers = levels.split(",")
-    on_devices = [f for f in functions if f.format and f.family in families.split(",")]
+    written = set().union(*(reader.defined(file.read_text()) for file in Path(cuda).glob("*.cu")))
+    on_devices = has_cuda(functions, written)
     out = Path(output)
     out.mkdir(parents=True, exist_ok=True)
     write(out / "levels.h", f"#define CURVK_LEVELS(X) {' '.join(f'X({level})' for level in numbers)}\n")

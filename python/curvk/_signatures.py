@@ -201,6 +201,11 @@ def parse(text: str, family: str) -> list[Function]:
     return functions
 
 
+def defined(text: str) -> set[str]:
+    """The names of the kernels that a kernel file's text defines."""
+    return set(re.findall(r"\bint32_t\s+(curvk_\w+)\s*\(", _expand(text)))
+
+
 def read(folder: Path) -> list[Function]:
     """Every function of curvk.h and, in its order, of the family headers it includes."""
     top = (folder / "curvk.h").read_text()
