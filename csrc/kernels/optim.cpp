@@ -102,6 +102,39 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
     return 0;
 }
 
+// ---- Lion -------------------------------------------------------------------------------------------------------------
+
+template <class S>
+struct LionScalars {
+    S inv_scale, shrink, lr, beta1, gain1, beta2, gain2;
+};
+
+template <class Format, class T, class S>
+inline void lion(T* __restrict p, const T* __restrict g, S* __restrict m, int64_t n, const LionScalars<S> s) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S grad = Format::load(g[i]) * s.inv_scale;
+        const S mixed = s.beta1 * m[i] + s.gain1 * grad;
+        const S move = mixed > S(0) ? s.lr : mixed < S(0) ? -s.lr : mixed;  // lr sign(c), where a NaN stays
+        p[i] = Format::store(Format::load(p[i]) * s.shrink - move);
+        m[i] = s.beta2 * m[i] + s.gain2 * grad;
+    }
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t lion_list(CURVK_LION_LIST(T, S)) {
+    const LionScalars<S> s = {S((maximize ? -1.0 : 1.0) / grad_scale), S(1.0 - lr * weight_decay), S(lr), S(beta1),
+                              S(1.0 - beta1),                          S(beta2),                    S(1.0 - beta2)};
+    for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t begin, int64_t n) {
+        for_blocks(n, [&](int64_t at, int64_t length) CURVK_INLINE {
+            const int64_t i = begin + at;
+            prefetch_ahead(p[row] + i, g[row] + i, m[row] + i);
+            if (origin) fetch(p[row] + i, origin[row] + i, length);
+            lion<Format>(p[row] + i, g[row] + i, m[row] + i, length, s);
+        });
+    });
+    return 0;
+}
+
 // ---- sum of squares ---------------------------------------------------------------------------------------------------
 
 struct Partial {
@@ -163,6 +196,9 @@ int32_t sum_squares_list(CURVK_NORM_LIST(T)) {
     int32_t curvk_adam_step_list_##FMT(CURVK_ADAM_LIST(T, S)) {                                                      \
         return adam_list<Format>(p, g, m, v, max_v, origin, sizes, count, step, lr, beta1, beta2, eps, weight_decay,         \
                                  decoupled, maximize, grad_scale);                                                   \
+    }                                                                                                                \
+    int32_t curvk_lion_step_list_##FMT(CURVK_LION_LIST(T, S)) {                                                      \
+        return lion_list<Format>(p, g, m, origin, sizes, count, lr, beta1, beta2, weight_decay, maximize, grad_scale);       \
     }                                                                                                                \
     int32_t curvk_sum_squares_list_##FMT(CURVK_NORM_LIST(T)) {                                                       \
         return sum_squares_list<Format>(x, sizes, count, scale, out);                                                \

@@ -54,6 +54,28 @@ CURVK_ADAM(bf16, uint16_t, float)
 CURVK_ADAM(f16, uint16_t, float)
 #undef CURVK_ADAM
 
+/* Lion (Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, algorithm 2), with decoupled weight decay.
+ *   g <- g / grad_scale (negated if maximize);  c = beta1 m + (1 - beta1) g
+ *   p <- (1 - lr weight_decay) p - lr sign(c);  m <- beta2 m + (1 - beta2) g
+ * sign(0) is 0, sign(NaN) is NaN. origin as in SGD. */
+#define CURVK_LION_SCALARS                                                                                       \
+    double lr /* [0, inf) */, double beta1 /* [0, 1) */, double beta2 /* [0, 1) */,                              \
+    double weight_decay /* [0, inf) */, int64_t maximize /* [0, 1] */, double grad_scale /* (0, inf) */
+
+#define CURVK_LION_LIST(T, S)                                                                                    \
+    T* const* p, const T* const* g, S* const* m, const T* const* origin /* or null */, const int64_t* sizes,     \
+    int64_t count, CURVK_LION_SCALARS
+
+#define CURVK_LION(FMT, T, S)                                                                                    \
+    CURVK_ELEMENTWISE int32_t curvk_lion_step_list_##FMT(CURVK_LION_LIST(T, S));                                 \
+    CURVK_ELEMENTWISE int32_t curvk_lion_step_##FMT(T* p, const T* g, S* m, const T* origin /* or null */,       \
+                                                    int64_t n, CURVK_LION_SCALARS);
+CURVK_LION(f32, float, float)
+CURVK_LION(f64, double, double)
+CURVK_LION(bf16, uint16_t, float)
+CURVK_LION(f16, uint16_t, float)
+#undef CURVK_LION
+
 /* Sum of squares of all elements times scale^2, in double: 16 lanes per chunk of 32,768 elements folded in a fixed
  * tree, chunks added in index order. out[0] <- the sum, out[1] <- 1 if any element is not finite, else 0.
  * Error class: relative error of the sum at most (n / 16 + 16) 2^-53 per chunk, plus the number of chunks times 2^-53. */

@@ -96,6 +96,30 @@ def adam_step(  # type: ignore[no-untyped-def]
         p[i] = param * shrink - step_size * first / (np.sqrt(second) * inv_root2 + eps)
 
 
+def lion_step_scalars(
+    lr: float, beta1: float, beta2: float, weight_decay: float, maximize: int, grad_scale: float
+) -> tuple[Any, ...]:
+    shrink = 1.0 - lr * weight_decay
+    return (-1.0 if maximize else 1.0) / grad_scale, shrink, lr, beta1, 1.0 - beta1, beta2, 1.0 - beta2
+
+
+@loop
+def lion_step(p, g, m, origin, inv_scale, shrink, lr, beta1, gain1, beta2, gain2):  # type: ignore[no-untyped-def]
+    for i in range(p.size):
+        param = p[i]
+        if origin is not None:
+            param = origin[i]
+        grad = g[i] * inv_scale
+        mixed = beta1 * m[i] + gain1 * grad
+        move = mixed
+        if mixed > 0:
+            move = lr
+        elif mixed < 0:
+            move = -lr
+        p[i] = param * shrink - move
+        m[i] = beta2 * m[i] + gain2 * grad
+
+
 NORM_CHUNK = 32768
 
 

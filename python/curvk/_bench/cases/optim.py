@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..._backend import call
-from ...kernels.optim import AdamPlan, SGDPlan, adam_step, global_norm, sgd_step
+from ...kernels.optim import AdamPlan, LionPlan, SGDPlan, adam_step, global_norm, lion_step, sgd_step
 from ..interval import ARITHMETIC, F64, STORAGE, Interval
 from ..registry import SIZES, Array, Arrays, Case, Contender, Factory, Options, Row, optional
 from ..storage import decode, empty, sample
@@ -196,6 +196,47 @@ def _adam_flops(o: Options) -> int:
     return 15 + 2 * bool(o.get("weight_decay") and not o.get("decoupled")) + bool(o.get("amsgrad"))
 
 
+# ---- Lion -----------------------------------------------------------------------------------------------------------
+
+LION = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.0, "maximize": False, "grad_scale": 1.0}
+
+
+def _make_lion(n: int, fmt: str, rng: np.random.Generator, o: Options) -> Arrays:
+    p, g = (sample(n, fmt, rng, _normal(s)) for s in (1.0, 0.3))
+    return {"p": p, "g": g, "m": sample(n, _state(fmt), rng, _normal(0.1)), "origin": _origin(n, fmt, rng, o)}
+
+
+def _run_lion(a: Arrays, o: Options, fmt: str) -> Arrays:
+    lion_step(a["p"], a["g"], a["m"], origin=a["origin"], **_without(LION, o))
+    return {k: a[k] for k in ("p", "m")}
+
+
+def _plan_lion(a: Arrays, o: Options, fmt: str) -> Callable[[], None]:
+    plan = LionPlan(a["p"], a["g"], a["m"], origin=a["origin"])
+    options = _without(LION, o)
+    return lambda: plan.step(**options)
+
+
+def _true_lion(a: Arrays, o: Options, fmt: str) -> dict[str, Interval]:
+    o, s = {**LION, **o}, ARITHMETIC[fmt]
+    p, g = _inputs(a, fmt)
+    m, one = Interval.exact(a["m"], s), Interval.exact(1.0, F64)
+    beta1, beta2 = (Interval.exact(b, F64) for b in o["betas"])
+    g = g * (one / o["grad_scale"]).to(s)
+    if o["maximize"]:
+        g = -g
+    mixed = beta1.to(s) * m + (one - beta1).to(s) * g
+    sign = Interval(np.sign(mixed.low), np.sign(mixed.high), s, mixed.loose)  # both, where rounding decides
+    p = p * (one - Interval.exact(o["lr"], F64) * o["weight_decay"]).to(s)
+    moved = p - Interval.exact(o["lr"], F64).to(s) * sign
+    return {"p": moved.to(STORAGE[fmt]), "m": beta2.to(s) * m + (one - beta2).to(s) * g}
+
+
+def _lion_streams(o: Options) -> dict[str, str]:
+    parameters = {"p": "w", "origin": "r"} if o.get("restored") else {"p": "rw"}
+    return {**parameters, "g": "r", "m": "rw"}
+
+
 # ---- peers: torch ---------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +406,32 @@ def _numpy_adam(block: int | None) -> Factory:
     return factory
 
 
+def _numpy_lion(a: Arrays, o: Options, fmt: str) -> Contender | None:
+    """In place, with two arrays of its own."""
+    o = {**LION, **o}
+    if fmt not in ("f32", "f64") or a["origin"] is not None or o["maximize"] or o["grad_scale"] != 1:
+        return None
+    p, g, m = a["p"], a["g"], a["m"]
+    kind = p.dtype.type
+    numbers = o["lr"], *o["betas"], 1 - o["lr"] * o["weight_decay"], *(1 - b for b in o["betas"])
+    lr, beta1, beta2, shrink, gain1, gain2 = map(kind, numbers)
+    mixed, part = np.empty_like(p), np.empty_like(p)
+
+    def step() -> None:
+        np.multiply(m, beta1, out=mixed)
+        np.multiply(g, gain1, out=part)
+        np.add(mixed, part, out=mixed)
+        np.sign(mixed, out=mixed)
+        np.multiply(mixed, lr, out=mixed)
+        np.multiply(p, shrink, out=p)
+        np.subtract(p, mixed, out=p)
+        np.multiply(m, beta2, out=m)
+        np.multiply(g, gain2, out=part)
+        np.add(m, part, out=m)
+
+    return Contender("numpy", step)
+
+
 # ---- the sum of squares ---------------------------------------------------------------------------------------------
 
 
@@ -526,6 +593,25 @@ CASES: Sequence[Case] = [
             Row("plain", ("f32", "bf16"), sizes=_FEW[1:]),
             Row("momentum", ("f32",), models=("1000x1000",)),
         ),
+    ),
+    Case(
+        op="lion_step",
+        make=_make_lion,
+        run=_run_lion,
+        plan=_plan_lion,
+        truth=_true_lion,
+        error="correctly rounded operations in the order written; scalars in double, rounded once",
+        variants={
+            "lion": {},
+            "decayed": {"weight_decay": 0.1},
+            "maximize-scaled": {"maximize": True, "grad_scale": 3.0, "weight_decay": 0.01},
+            "memoryless": {"betas": (0.0, 0.0)},
+            "restored": {"restored": True, "weight_decay": 0.1},
+        },
+        flops=lambda o: 9,
+        streams=_lion_streams,
+        peers={"numpy": _numpy_lion},
+        rows=(Row("decayed", ("f32", "bf16"), sizes=_FEW),),
     ),
     Case(
         op="sum_squares",
