@@ -275,3 +275,7 @@ def models(machine: dict[str, Any], results: Sequence[Result]) -> Figure | None:
     ]
     order = ("limit", "curvk plan", "curvk.torch", "curvk.torch, fresh gradients", "torch fused", "torch foreach")
     return _bars(machine, shown, "AdamW, float32, all tensors of a model", order)
+
+
+FIGURES = {"roofline.png": roofline, "peers.png": peers, "models.png": models}
+"""What a run draws, by file name; each takes the machine and the results."""

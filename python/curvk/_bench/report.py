@@ -111,10 +111,10 @@ def extra_lines(extras: dict[str, Any]) -> list[str]:
     return lines
 
 
-def as_json(
+def document(
     machine: dict[str, Any], results: Iterable[Result], extras: dict[str, Any], settings: dict[str, Any]
-) -> str:
-    """One document: what ran where, every sample in seconds per step, and what follows from them."""
+) -> dict[str, Any]:
+    """What ran where, every sample in seconds per step, and what follows from them."""
     rows = []
     for r in results:
         ratios = {
@@ -122,7 +122,11 @@ def as_json(
         }
         row = {**r.as_json(), "ns_per_element": r.ns(r.ours), "GB_s": r.gbs(r.ours), "time_over_curvk": ratios}
         rows.append({**row, "verdicts": {peer: verdict(r, peer) for peer in peers(r)}})
-    return json.dumps({"machine": machine, "settings": settings, "rows": rows, "extras": extras}, indent=1)
+    return {"machine": machine, "settings": settings, "rows": rows, "extras": extras}
+
+
+def dumps(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1)
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
