@@ -629,7 +629,7 @@ def test_bases_that_cannot_restore():
     base = SGD([np.ones(2)], lr=0.1)
     for wrong in (SAM(base), LossAdaptiveLR(base), [np.ones(2)], None):
         with pytest.raises(
-            TypeError, match=r"SAM: argument 'base': got .* needs SGD, Adam, AdamW or AdamZ of curvk.optim"
+            TypeError, match=r"SAM: argument 'base': got .* needs SGD, Adam, AdamW, AdamZ or Lion of curvk.optim"
         ):
             SAM(wrong)
 

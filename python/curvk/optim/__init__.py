@@ -7,8 +7,9 @@ torch's optimizers do. `curvk.torch` has the same methods for torch modules, `cu
 from ._adam import Adam, AdamW, AdamZ
 from ._alice import Alice
 from ._convert import convert_state_dict
+from ._lion import Lion
 from ._loss_lr import LossAdaptiveLR
 from ._sam import SAM
 from ._sgd import SGD
 
-__all__ = ["SAM", "SGD", "Adam", "AdamW", "AdamZ", "Alice", "LossAdaptiveLR", "convert_state_dict"]
+__all__ = ["SAM", "SGD", "Adam", "AdamW", "AdamZ", "Alice", "Lion", "LossAdaptiveLR", "convert_state_dict"]

@@ -150,8 +150,8 @@ class SAM(Phase):
     base's kernel starts from them, so that restoring costs no pass and is exact in every bit.
 
     Args:
-        base: SGD, Adam, AdamW or AdamZ. Its groups are SAM's, and carry SAM's numbers too: to give a group its own, set
-            `sam.param_groups[k]["rho"]`, "adaptive" or "eta". Its `zero_grad` is for the gradients at w'.
+        base: SGD, Adam, AdamW, AdamZ or Lion. Its groups are SAM's, and carry SAM's numbers too: to give a group its
+            own, set `sam.param_groups[k]["rho"]`, "adaptive" or "eta". Its `zero_grad` is for the gradients at w'.
         rho: how far w' is from w, >= 0.
         adaptive: ASAM's geometry, in which a change of an element counts relative to its size.
         eta: added to abs(w), >= 0; 0.01 in the code of ASAM's authors, 0 elsewhere.
@@ -196,7 +196,7 @@ class SAM(Phase):
         if not isinstance(base, Optimizer) or "origin" not in base._extra_keys:
             found = f"{type(base).__module__}.{type(base).__qualname__}"
             remedy = "for torch's parameters use curvk.torch.SAM around curvk.torch.SGD or AdamW"
-            needed = "SGD, Adam, AdamW or AdamZ of curvk.optim, which can start a step from the saved weights"
+            needed = "SGD, Adam, AdamW, AdamZ or Lion of curvk.optim, which can start a step from the saved weights"
             raise TypeError(message("SAM", "base", found, needed, remedy))
         self._defaults: Group = {"rho": rho, "adaptive": adaptive, "eta": eta}
         check_unwrapped("SAM", base)

@@ -25,6 +25,7 @@ from ..zeroth import ZOLog
 from ._alice import Alice
 from ._convert import convert_state_dict
 from ._curvature import GlassProbe, hessian_diagonal
+from ._lion import Lion
 from ._optimizers import SGD, Adam, AdamW, AdamZ
 from ._sam import SAM
 from ._zeroth import ES, FZOO, LOZO, AdaLeZO, LeZO, MeZO, SparseMeZO, find_layers
@@ -42,6 +43,7 @@ __all__ = [
     "Alice",
     "GlassProbe",
     "LeZO",
+    "Lion",
     "MeZO",
     "SparseMeZO",
     "ZOLog",

@@ -450,7 +450,7 @@ class FusedOptimizer(GroupedOptimizer):
         """An error in the words of the model for one in the words of the kernel."""
         keys = storage.keys
         params, grads, *columns = table[: 2 + len(keys)]
-        peer = f"torch.optim.{type(self).__name__.removesuffix('Z')}"
+        peer = self._peer
         for row, (p, g) in enumerate(zip(params, grads, strict=True)):
             label = f"{self._name}: {self._label(index, p)}"
             if not served(p):

@@ -52,6 +52,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def _name(self) -> str:
         return f"curvk.torch.{type(self).__name__}"
 
+    @property
+    def _peer(self) -> str:
+        """Who serves what is refused here."""
+        name = type(self).__name__.removesuffix("Z")
+        return f"torch.optim.{name}" if hasattr(torch.optim, name) else "an optimizer of torch.optim"
+
     def _start_anew(self) -> None:
         raise NotImplementedError
 
@@ -82,7 +88,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if group.get(flag):
                 raise NotImplementedError(
                     f"{self._name}, parameter group {index}: got {flag}=True, but {reason}; "
-                    f"leave it False, or use torch.optim.{type(self).__name__.removesuffix('Z')}"
+                    f"leave it False, or use {self._peer}"
                 )
         try:
             if captured:

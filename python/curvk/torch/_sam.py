@@ -1,4 +1,4 @@
-"""SAM around SGD, Adam, AdamW and AdamZ of curvk.torch."""
+"""SAM around the optimizers of curvk.torch that can start a step from saved weights."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ class SAM(Phase, torch.optim.Optimizer):
         scaler.update()
 
     Args:
-        base: SGD, Adam, AdamW or AdamZ of curvk.torch. Its `param_groups` and `state` are SAM's too; a group may hold
-            "rho", "adaptive" and "eta" of its own.
+        base: SGD, Adam, AdamW, AdamZ or Lion of curvk.torch. Its `param_groups` and `state` are SAM's too; a group may
+            hold "rho", "adaptive" and "eta" of its own.
         rho: how far w' is from w, >= 0.
         adaptive: ASAM's geometry, in which a change of an element counts relative to its size; for real parameters.
         eta: added to abs(w), >= 0; 0.01 in the code of ASAM's authors, 0 elsewhere.
@@ -209,7 +209,7 @@ class SAM(Phase, torch.optim.Optimizer):
     ) -> None:
         if not isinstance(base, FusedOptimizer) or "origin" not in base._extra_keys:
             found = f"{type(base).__module__}.{type(base).__qualname__}"
-            needed = "SGD, Adam, AdamW or AdamZ of curvk.torch, which can start a step from the saved weights"
+            needed = "SGD, Adam, AdamW, AdamZ or Lion of curvk.torch, which can start a step from the saved weights"
             remedy = "use curvk.torch.AdamW or curvk.torch.SGD with the same arguments"
             if type(base).__module__.startswith("curvk.optim"):
                 remedy = "use curvk.optim.SAM around it"
