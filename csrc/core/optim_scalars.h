@@ -61,6 +61,22 @@ CURVK_HD AdamScalars<S> adam_scalars(CURVK_ADAM_SCALARS) {
             S(eps)};
 }
 
+template <class S>
+struct LionScalars {
+    S inv_scale, shrink, lr, beta1, gain1, beta2, gain2;
+
+    CURVK_HD S move(S momentum, S grad) const {
+        const S mixed = beta1 * momentum + gain1 * grad;
+        return mixed > S(0) ? lr : mixed < S(0) ? -lr : mixed;  // lr sign(mixed), where a NaN stays
+    }
+};
+
+template <class S>
+CURVK_HD LionScalars<S> lion_scalars(CURVK_LION_SCALARS) {
+    return {S((maximize ? -1.0 : 1.0) / grad_scale), S(1.0 - lr * weight_decay), S(lr), S(beta1),
+            S(1.0 - beta1),                          S(beta2),                    S(1.0 - beta2)};
+}
+
 // The number of a step and the learning rate as they lie in memory. A number that is none gives the rate NaN, and that
 // the parameters: a conversion out of range would give another integer on every machine.
 struct At {

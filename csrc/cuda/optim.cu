@@ -16,6 +16,40 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S), void* stream) {
     return adam_rows<Format>(p, g, m, v, max_v, origin, sizes, count, s, nullptr, stream);
 }
 
+// ---- Lion -------------------------------------------------------------------------------------------------------------
+
+enum LionColumn : int { lion_p, lion_g, lion_m, lion_origin };
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+__global__ void __launch_bounds__(block_threads) lion_step(CURVK_GRID_CONSTANT(Rows) rows, const LionScalars<S> s) {
+    const Part part = part_of(rows, blockIdx.x, chunk_elements);
+    T* const p = rows.address<T>(lion_p, part.row, part.begin);
+    const T* const g = rows.address<const T>(lion_g, part.row, part.begin);
+    S* const m = rows.address<S>(lion_m, part.row, part.begin);
+    const T* const origin = rows.optional<const T>(lion_origin, part.row, part.begin);
+    for_packs<4>(part.size, packs_aligned<4>(p, g, m, origin), [&](auto width, int64_t i) {
+        constexpr int V = decltype(width)::value;
+        auto stored = load<V>(origin ? origin : p, i);
+        const auto grads = load<V>(g, i);
+        auto momenta = load<V>(m, i);
+        for (int k = 0; k < V; ++k) {
+            const S grad = Format::load(grads[k]) * s.inv_scale;
+            stored[k] = Format::store(Format::load(stored[k]) * s.shrink - s.move(momenta[k], grad));
+            momenta[k] = s.beta2 * momenta[k] + s.gain2 * grad;
+        }
+        store<V>(p, i, stored);
+        store<V>(m, i, momenta);
+    });
+}
+
+template <class Format, class T = typename Format::T, class S = typename Format::S>
+int32_t lion_list(CURVK_LION_LIST(T, S), void* stream) {
+    const auto s = lion_scalars<S>(lr, beta1, beta2, weight_decay, maximize, grad_scale);
+    return for_rows(sizes, count, chunk_elements, {p, g, m, origin}, [&](const Rows& rows, int64_t chunks, int64_t) {
+        return launch("lion_step", lion_step<Format>, chunks, block_threads, stream, rows, s);
+    });
+}
+
 // ---- sum of squares ---------------------------------------------------------------------------------------------------
 
 template <class Format, class T = typename Format::T>
@@ -53,6 +87,9 @@ __global__ void loss_window(double* window, int64_t* stored, double* out, int64_
     int32_t curvk_adam_step_list_##FMT(CURVK_ADAM_LIST(T, S), void* stream) {                                                 \
         return adam_list<Format>(p, g, m, v, max_v, origin, sizes, count, step, lr, beta1, beta2, eps, weight_decay,          \
                                  decoupled, maximize, grad_scale, stream);                                                    \
+    }                                                                                                                         \
+    int32_t curvk_lion_step_list_##FMT(CURVK_LION_LIST(T, S), void* stream) {                                                 \
+        return lion_list<Format>(p, g, m, origin, sizes, count, lr, beta1, beta2, weight_decay, maximize, grad_scale, stream); \
     }                                                                                                                         \
     int32_t curvk_sum_squares_list_##FMT(CURVK_NORM_LIST(T), void* stream) {                                                  \
         return sum_squares_list<Format>(x, sizes, count, scale, out, stream);                                                 \

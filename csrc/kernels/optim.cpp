@@ -104,26 +104,18 @@ int32_t adam_list(CURVK_ADAM_LIST(T, S)) {
 
 // ---- Lion -------------------------------------------------------------------------------------------------------------
 
-template <class S>
-struct LionScalars {
-    S inv_scale, shrink, lr, beta1, gain1, beta2, gain2;
-};
-
 template <class Format, class T, class S>
 inline void lion(T* __restrict p, const T* __restrict g, S* __restrict m, int64_t n, const LionScalars<S> s) {
     for (int64_t i = 0; i < n; ++i) {
         const S grad = Format::load(g[i]) * s.inv_scale;
-        const S mixed = s.beta1 * m[i] + s.gain1 * grad;
-        const S move = mixed > S(0) ? s.lr : mixed < S(0) ? -s.lr : mixed;  // lr sign(c), where a NaN stays
-        p[i] = Format::store(Format::load(p[i]) * s.shrink - move);
+        p[i] = Format::store(Format::load(p[i]) * s.shrink - s.move(m[i], grad));
         m[i] = s.beta2 * m[i] + s.gain2 * grad;
     }
 }
 
 template <class Format, class T = typename Format::T, class S = typename Format::S>
 int32_t lion_list(CURVK_LION_LIST(T, S)) {
-    const LionScalars<S> s = {S((maximize ? -1.0 : 1.0) / grad_scale), S(1.0 - lr * weight_decay), S(lr), S(beta1),
-                              S(1.0 - beta1),                          S(beta2),                    S(1.0 - beta2)};
+    const auto s = lion_scalars<S>(lr, beta1, beta2, weight_decay, maximize, grad_scale);
     for_list(sizes, count, elementwise_grain, [=](int64_t row, int64_t begin, int64_t n) {
         for_blocks(n, [&](int64_t at, int64_t length) CURVK_INLINE {
             const int64_t i = begin + at;
