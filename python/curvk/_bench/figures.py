@@ -188,17 +188,19 @@ def roofline(machine: dict[str, Any], results: Sequence[Result]) -> Figure | Non
 
 
 def _bars(machine: dict[str, Any], results: Sequence[Result], title: str, order: Sequence[str]) -> Figure | None:
-    """Small multiples of bars from zero: a column for each size, a row for each thread count."""
+    """Small multiples of bars from zero: a field for each size, three to a row, rows for each thread count."""
     if not results:
         return None
-    columns = list(dict.fromkeys(r.what for r in results))
+    sizes = list(dict.fromkeys(r.what for r in results))
+    columns = min(len(sizes), 3)  # more would be too small to read on a page
+    lines = -(-len(sizes) // columns)
     threads = sorted({r.threads for r in results})
     present = [name for name in order if any(name in r.samples for r in results)]
     margin = 0.75 + 0.075 * max(map(len, present))  # inches, for the names
-    width, row_height = margin + 0.4 + 2.15 * len(columns), 0.75 + 0.27 * len(present)
-    figure = Figure(figsize=(max(width, 8.5), 1.35 + row_height * len(threads)), facecolor="white")
+    width, row_height = margin + 0.4 + 2.15 * columns, 0.75 + 0.27 * len(present)
+    figure = Figure(figsize=(max(width, 8.5), 1.35 + row_height * len(threads) * lines), facecolor="white")
     inches = figure.get_figheight()
-    axes = figure.subplots(len(threads), len(columns), squeeze=False)
+    axes = figure.subplots(len(threads) * lines, columns, squeeze=False)
     figure.subplots_adjust(
         left=margin / figure.get_figwidth(),
         right=1 - 0.25 / figure.get_figwidth(),
@@ -208,8 +210,11 @@ def _bars(machine: dict[str, Any], results: Sequence[Result], title: str, order:
         hspace=0.28,
     )
     for i, t in enumerate(threads):
-        for j, what in enumerate(columns):
-            ax = axes[i][j]
+        for at, ax in enumerate(axes[i * lines : (i + 1) * lines].flat):
+            if at >= len(sizes):
+                ax.set_axis_off()
+                continue
+            what, j = sizes[at], at % columns
             r = next((r for r in results if r.what == what and r.threads == t), None)
             ax.set_ylim(len(present) - 0.4, -0.6)
             ax.set_yticks(range(len(present)), present if j == 0 else [""] * len(present))
@@ -217,9 +222,8 @@ def _bars(machine: dict[str, Any], results: Sequence[Result], title: str, order:
             ax.spines["left"].set_color(FAINT)
             ax.tick_params(length=0, labelsize=9, colors=INK)
             ax.set_xticks([])
-            if i == 0:
-                heading = MODEL_NAMES.get(what, f"{what} parameters")
-                ax.set_title(heading, fontsize=9.5, color=INK, loc="left", pad=6)
+            heading = MODEL_NAMES.get(what, f"{what} parameters")
+            ax.set_title(heading, fontsize=9.5, color=INK, loc="left", pad=6)
             if j == 0:
                 place = -(margin - 0.2) / (ax.get_position().width * figure.get_figwidth())
                 ax.text(
