@@ -13,6 +13,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
@@ -26,13 +27,12 @@ from .._errors import message
 from .._estimator import WITHOUT_BANDWIDTH, check_int, from_plain, kernel_keywords, to_plain, unchanged_on_error
 from .._interrupt import uninterrupted
 from ..kernels import gram
-from ._engine import Engine, Keywords, Rows
+from ._engine import FIRST_PIECE, PIECE, Engine, Keywords, Rows, next_piece
 
 Labels = npt.NDArray[Any]
 
 WARM_UP = 128  # rows of which "median" is taken, after 2, 4, 8, ... of them
 WINDOW = 100  # rows between two looks for drift
-PIECE = 1024  # rows between two chances for Ctrl-C
 
 
 class _Row:
@@ -141,10 +141,11 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
 
     def _learn(self, X: Rows, Y: Rows, targets: Any, bar: Any = None) -> Rows:
         """Learns rows whose outputs are there; the predictions (n, c) made before each."""
-        F, done = np.empty_like(Y), 0
+        F, done, piece = np.empty_like(Y), 0, FIRST_PIECE
         while done < len(X):
             with uninterrupted():
-                part = slice(done, min(len(X), done + self._before()))
+                began = perf_counter()
+                part = slice(done, min(len(X), done + min(piece, self._before())))
                 if self._measures and self.rows_seen_ < WARM_UP:
                     self._first = np.concatenate([self._first, X[part]])
                 self._engine.learn(X[part], Y[part], F[part])
@@ -152,6 +153,7 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
                 self._note(F[part], Y[part], targets[part])
             if bar is not None:
                 bar.update(part.stop - done)
+            piece = next_piece(part.stop - done, perf_counter() - began)
             done = part.stop
         return F
 

@@ -15,6 +15,9 @@ Source = tuple[int, float] | None
 """Where an output's function comes from: (old output, sign), or None for one that begins at zero."""
 
 BLOCK = 256  # rows whose kernel values are formed at once: they stay in the L2 cache
+PIECE = 1024  # rows between two chances for Ctrl-C, at most
+FIRST_PIECE = 32  # before it is known what a row costs
+SECONDS = 0.05  # that a piece may take
 
 
 class Engine(ABC):
@@ -64,3 +67,11 @@ def take(old: Rows, sources: Sequence[Source], fresh: Any = 0.0) -> Rows:
     for o, source in enumerate(sources):
         new[o] = fresh if source is None else source[1] * old[source[0]]
     return new
+
+
+def next_piece(rows: int, seconds: float) -> int:
+    """How many rows to learn before the next chance for Ctrl-C, where the last ones took so long.
+
+    A result does not depend on it: rows may be cut anywhere.
+    """
+    return max(1, min(PIECE, 4 * rows, int(rows * SECONDS / max(seconds, 1e-9))))
