@@ -1,6 +1,7 @@
 """Sphinx configuration: sphinx-build -W -b html docs docs/_build/html."""
 
 import importlib.util
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,7 +16,14 @@ project = "curvk"
 author = copyright = "The curvk developers"
 version = release = _project["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_*.md"]
@@ -33,7 +41,24 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
+sys.path.insert(0, str(Path(__file__).parent))  # gallery_style
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "ignore_pattern": r"digits\.py",
+    "reset_modules": ("matplotlib", "gallery_style.reset"),
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "show_signature": False,
+    "min_reported_time": 10**6,  # seconds on whatever machine this is say nothing
+    "notebook_extensions": [],  # notebooks would lack the file that examples share
+    "copyfile_regex": r"digits\.py",
+}
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["gallery.css"]
 html_title = f"curvk {version}"
 
 
