@@ -91,7 +91,7 @@ def numpy_view(x: Any, function: str, label: str, device: int | None = None) -> 
             raise refuse(BufferError, f"an array on DLPack device {place}", "a CPU array")
         try:
             return np.from_dlpack(x)
-        except (BufferError, RuntimeError, TypeError) as error:
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise refuse(TypeError, f"{type(x).__name__} ({error})", "an array NumPy can view") from error
     if not isinstance(x, (list, tuple)):
         try:
