@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import _cuda
 from ._arrays import Column
@@ -164,6 +164,16 @@ class Plan:
     def run(self, scalars: tuple[Any, ...]) -> None:
         """Runs the kernel with these scalars, in the header's order."""
         self._ready().run(scalars)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} is bound to other objects' memory and cannot be copied or pickled; make another one"
+        )
+
+    def __repr__(self) -> str:
+        first = self._columns[0]
+        arrays = f"{len(first)} arrays" if isinstance(first, (list, tuple)) else "one array"
+        return f"{type(self).__name__}({self._op}, {arrays})"
 
 
 # ---- SIMD level -----------------------------------------------------------------------------------------------------

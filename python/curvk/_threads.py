@@ -58,6 +58,12 @@ class threads(threading.local):
         self._n = _check("threads", n)
         self._before: list[int] = []  # one entry for each time this Python thread has entered
 
+    def __reduce__(self) -> tuple[type[threads], tuple[int]]:
+        return type(self), (self._n,)  # what a Python thread has entered is its own
+
+    def __repr__(self) -> str:
+        return f"curvk.threads({self._n})"
+
     def __enter__(self) -> None:
         if core is not None:
             self._before.append(core.set_thread_limit(self._n))

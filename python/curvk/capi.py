@@ -19,7 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cffi import FFI
+try:
+    from cffi import FFI
+except ModuleNotFoundError as error:
+    raise ImportError("curvk.capi needs cffi, which is not installed; use: pip install cffi") from error
 
 from ._backend import REBUILD, core
 from ._signatures import functions, include_dir, typedefs

@@ -26,7 +26,11 @@ class Loop:
 
     @cached_property
     def compiled(self) -> Callable[..., Any]:
-        import numba  # here, so that nobody pays for the import who runs the C++ kernels
+        try:
+            import numba  # here, so that nobody pays for the import who runs the C++ kernels
+        except ModuleNotFoundError as error:
+            text = "curvk's Numba twins need numba, which is not installed; use: pip install numba"
+            raise ImportError(text) from error
 
         return numba.njit(error_model="numpy", nogil=True)(self.function)
 

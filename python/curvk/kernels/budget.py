@@ -74,6 +74,10 @@ class Expansion:
         self.sums: Matrix = np.zeros(2)
         self.counts: Integers = np.zeros(4, np.int64)
 
+    def __repr__(self) -> str:
+        outputs, capacity = self.coef.shape
+        return f"Expansion({self.slots} of {capacity} slots in use, outputs={outputs}, rule={self.rule!r})"
+
     def _new_matrix(self, capacity: int) -> Matrix | None:
         if self.rule in _SQUARE:
             return np.zeros((capacity, capacity))

@@ -16,6 +16,8 @@ from .._backend import call
 from .._cuda import device_of
 from .._errors import message
 
+__all__ = ["from_float32", "to_float32"]
+
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 

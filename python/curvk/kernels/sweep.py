@@ -7,7 +7,7 @@ Arrays on a CUDA device are taken as those on the CPU are, all arguments of a ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -206,6 +206,14 @@ class _SweepPlan:
         """Takes other gradient arrays from now on."""
         p, _, *rest = self._plan._columns
         self._plan.rebind((p, list(g), *rest))
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} is bound to other objects' memory and cannot be copied or pickled; make another one"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._plan._op}, {len(self._plan._columns[0])} arrays)"
 
     def _run(self, scalars: tuple[Any, ...], o: _Options) -> None:
         extra = _extra(self._op, o)

@@ -290,8 +290,13 @@ def _bar(owner: str, rows: int, progress: bool | None) -> Iterator[Any]:
     if progress is False or (progress is None and (rows <= PIECE or not sys.stderr.isatty())):
         yield None
         return
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        if progress:
+            raise ImportError("progress=True needs tqdm, which is not installed; use: pip install tqdm") from error
+        yield None
+        return
     with tqdm(total=rows, desc=owner, unit="row", delay=0 if progress else 2, leave=False) as bar:
         yield bar
 

@@ -40,6 +40,28 @@ from .._interrupt import uninterrupted
 from ._base import OnlineClassifier, OnlineLearner, OnlineRegressor
 from ._engine import Rows
 
+__all__ = [
+    "BOGD",
+    "BPAS",
+    "FOGD",
+    "FORKS",
+    "KONS",
+    "NOGD",
+    "PROSNKONS",
+    "RBP",
+    "Classifier",
+    "FOGDRegressor",
+    "FORKSRegressor",
+    "Forgetron",
+    "KONSRegressor",
+    "KernelPerceptron",
+    "NOGDRegressor",
+    "PROSNKONSRegressor",
+    "Projectron",
+    "Regressor",
+    "SkeGD",
+]
+
 _PLAIN = frozenset({float, int, bool})  # what a look at the type is enough for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from .._arrays import Array
@@ -293,6 +294,9 @@ class AdamZ(Adam):
 
     def _as_dict(self, copy: bool) -> dict[str, Any]:
         return super()._as_dict(copy) | {"loss_rule": self._rule.state_dict()}
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {f.name: getattr(self._rule, f.name) for f in fields(self._rule)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Adam.load_state_dict`, with the rule's settings and window."""

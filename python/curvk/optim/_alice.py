@@ -529,6 +529,10 @@ class Alice(Optimizer):
         self.seed, self.quick_steps, self.compat = own["seed"], own["quick_steps"], own["compat"]
         self._looks, self._realised = [], None
 
+    def _settings(self) -> dict[str, Any]:
+        own = {"seed": self.seed, "quick_steps": self.quick_steps, "compat": self.compat}
+        return own | {"skip_nonfinite": self.skip_nonfinite}
+
 
 def checked_counters(name: str, own: Any, n_params: int | None = None) -> dict[str, Any]:
     """The entry "alice" of a state dict; ValueError if it is not one."""

@@ -477,4 +477,9 @@ class Optimizer(States):
         for k, group in enumerate(self.param_groups):
             numbers = ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
             lines.append(f"  group {k}: {len(group['params'])} arrays, {numbers}")
+        lines.append("  " + ", ".join(f"{key}={value!r}" for key, value in self._settings().items()))
         return "\n".join([*lines, ")"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What `repr` tells besides the groups' numbers."""
+        return {"max_grad_norm": self.max_grad_norm, "skip_nonfinite": self.skip_nonfinite}

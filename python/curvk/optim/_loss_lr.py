@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -98,6 +99,11 @@ class LossRule:
         """The fields, the window and how many losses it was ever given."""
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return state | {"window": self._window.copy(), "stored": int(self._stored[0])}
+
+    __getstate__ = state_dict  # for pickles and copies: the plan is bound to the window's memory
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(vars(LossRule.from_state(state)))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> LossRule:
@@ -271,6 +277,15 @@ class LossAdaptiveLR:
             ValueError: not such a dict; the text names what differs, and nothing has changed.
         """
         self.rule = LossRule.from_state(state)
+
+    def __copy__(self) -> LossAdaptiveLR:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(vars(self) | {"rule": copy.copy(self.rule)})  # a window of its own
+        return other
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{f.name}={getattr(self.rule, f.name)!r}" for f in fields(self.rule))
+        return f"LossAdaptiveLR({self.optimizer!r}, {settings})"
 
 
 def _grad_enabled() -> AbstractContextManager[Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -170,6 +171,9 @@ class Sketch:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reading": {}}
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # two sketches in one memory would write over each other
 
     def __repr__(self) -> str:
         return f"{self._name}({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"

@@ -264,9 +264,9 @@ def _bar(n: int, unit: str, progress: bool | None) -> Iterable[int]:
         return range(n)
     try:
         from tqdm import tqdm
-    except ImportError:
+    except ModuleNotFoundError as error:
         if progress:
-            raise
+            raise ImportError("progress=True needs tqdm, which is not installed; use: pip install tqdm") from error
         return range(n)
     bar: Iterable[int] = tqdm(range(n), unit=unit, delay=0 if progress else 2, disable=progress is False, leave=False)
     return bar

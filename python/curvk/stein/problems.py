@@ -104,6 +104,10 @@ class GaussianMixture:
         self.covariance = np.einsum("k,kde->de", self.weights, self.covariances)
         self.covariance += np.einsum("k,kd,ke->de", self.weights, away, away)
 
+    def __repr__(self) -> str:
+        k, d = self.means.shape
+        return f"GaussianMixture({k} components in {d} dimensions)"
+
     def _parts(self, points: Floats) -> tuple[Floats, Floats]:
         """Log densities of the weighted components (k, n) and their scores (k, n, d)."""
         away = self.means[:, None] - points
@@ -148,6 +152,9 @@ class Gaussian(GaussianMixture):
         matrix = None if covariance is None else _array("Gaussian", "covariance", covariance, 2)[None]
         super().__init__([1.0], centre[None], matrix)
 
+    def __repr__(self) -> str:
+        return f"Gaussian({self.means.shape[1]} dimensions)"
+
 
 def four_modes(seed: int = 0) -> GaussianMixture:
     """The mixture of the SV-ES authors' demonstration: four unit normals in the plane.
@@ -167,6 +174,9 @@ class DoubleBanana:
     """
 
     deviation = 0.3
+
+    def __repr__(self) -> str:
+        return "DoubleBanana()"
 
     def _rosenbrock(self, points: Floats) -> tuple[Floats, Floats, Floats]:
         a = 1 - points[:, 0]
@@ -223,6 +233,9 @@ class LogisticRegression:
         if self.y.shape != self.X.shape[:1] or not np.isin(self.y, (0, 1)).all():
             raise ValueError(message("LogisticRegression", "y", f"shape {self.y.shape}", f"{len(self.X)} of 0 or 1"))
         self._scale = real("LogisticRegression", "prior_scale", prior_scale, "a finite number > 0", 0.0, open=True)
+
+    def __repr__(self) -> str:
+        return f"LogisticRegression({len(self.X)} rows of {self.X.shape[1]}, prior_scale={self._scale:g})"
 
     def log_density(self, points: Floats) -> Floats:
         """The logarithm of likelihood times prior, up to a constant, (n,)."""
@@ -363,6 +376,12 @@ class Pendulum:
         self._temperature = real(name, "temperature", temperature, "a finite number > 0", 0.0, open=True)
         self._prior_scale = real(name, "prior_scale", prior_scale, "a finite number > 0", 0.0, open=True)
         self.d = 5 * self._hidden + 1
+
+    def __repr__(self) -> str:
+        return (
+            f"Pendulum(hidden={self._hidden}, steps={self._steps}, starts={self._starts}, "
+            f"temperature={self._temperature:g}, prior_scale={self._prior_scale:g})"
+        )
 
     def returns(self, points: Floats) -> Floats:
         """The mean return of each policy, (n,)."""

@@ -514,6 +514,9 @@ class Alice(FusedOptimizer):
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
+    def _settings(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in (*_OWN[1:], "skip_nonfinite")}
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {key: getattr(self, key) for key in _OWN}
 

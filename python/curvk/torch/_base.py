@@ -118,7 +118,10 @@ class FusedOptimizer(GroupedOptimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    @overload
+    def step(self, closure: Callable[[], Tensor]) -> Tensor: ...
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps every parameter that has a gradient.
 
         Args:

@@ -168,6 +168,14 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 self._checked_storage(index, group, dtype)
         super().add_param_group(param_group)
 
+    def _settings(self) -> dict[str, Any]:
+        """What `repr` tells besides the groups' numbers."""
+        return {"max_grad_norm": self.max_grad_norm, "skip_nonfinite": self.skip_nonfinite}
+
+    def __repr__(self) -> str:
+        lines = "".join(f"{key}: {value}\n" for key, value in self._settings().items())
+        return f"{super().__repr__()[:-1]}\n{lines})"
+
     def __getstate__(self) -> dict[str, Any]:
         # Views of one buffer would each be pickled with the whole of it.
         state = super().__getstate__()

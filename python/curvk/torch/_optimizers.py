@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -513,6 +514,10 @@ class AdamZ(Adam):
 
     def _set_rule_state(self, state: dict[str, Any]) -> None:
         self.loss_lr.load_state_dict({k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in state.items()})
+
+    def _settings(self) -> dict[str, Any]:
+        rule = self.loss_lr.rule
+        return super()._settings() | {f.name: getattr(rule, f.name) for f in fields(rule)}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"loss_lr": self._rule_state()}

@@ -269,7 +269,10 @@ class SAM(Phase, torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    @overload
+    def step(self, closure: Callable[[], Tensor]) -> Tensor: ...
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of SAM's or, outside its phase, of the base.
 
         Args:
@@ -530,6 +533,10 @@ class SAM(Phase, torch.optim.Optimizer):
             check_group(_NAME, f"param_groups[{len(self.param_groups)}].", {**self._own, **param_group})
         self.base.add_param_group(param_group)
         self._fill()
+
+    def __repr__(self) -> str:
+        phase = ", ".join(f"{key}={getattr(self, key)!r}" for key in PHASE)
+        return f"SAM({phase}, steps={self.steps}, base={self.base!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         self._need_idle("__getstate__")

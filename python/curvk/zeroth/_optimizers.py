@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -139,7 +139,18 @@ class _Optimizer:
         return [[self._index(key, "layers") for key in layer] for layer in layers]
 
     def __repr__(self) -> str:
-        return f"{self._name}({len(self._tensors)} arrays, lr={self.lr}, {self.log!r})"
+        header = self.log.header
+        numbers = {"lr": self.lr, "weight_decay": self.weight_decay, **header["estimator"], **header["selection"]}
+        low_rank = {key: header[key] for key in ("rank", "interval") if key in header}
+        text = ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}"
+            for key, value in (numbers | low_rank).items()
+            if key != "rule"
+        )
+        return f"{self._name}({len(self._tensors)} arrays, {text}, {self.log!r})"
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"{self._name} holds other objects' memory and cannot be copied or pickled; use its log")
 
 
 class MeZO(_Optimizer):

@@ -366,7 +366,9 @@ class ZerothOptimizer(torch.optim.Optimizer):
         return _remade, (type(self), self.model, self._options, self.state_dict())
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}    {len(self._params)} parameters, {self.log!r}\n)"
+        plain = {k: v for k, v in self._options.items() if isinstance(v, (str, int, float)) and k not in self.defaults}
+        lines = "".join(f"{key}: {value}\n" for key, value in plain.items())
+        return f"{super().__repr__()[:-1]}\n{lines}{len(self._params)} parameters, {self.log!r}\n)"
 
 
 def _remade(kind: type[ZerothOptimizer], model: nn.Module, options: Options, state: dict[str, Any]) -> ZerothOptimizer:
