@@ -1,13 +1,18 @@
-"""Ctrl-C between writing and noting what was written."""
+"""Ctrl-C: not between writing and noting what was written; and without waiting for LAPACK."""
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what signal wraps: its own functions look handlers up in enums, 10 us
+import contextvars
 import threading
+from collections.abc import Callable
 from signal import SIGINT
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 _NUMBER = int(SIGINT)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_QUICK = 2e8  # flops that NumPy does in less than some 50 ms
 
 
 class uninterrupted:  # in the case of a function, which it is to its users: as a generator it takes three times as long
@@ -34,3 +39,30 @@ class uninterrupted:  # in the case of a function, which it is to its users: as 
         _signal.signal(_NUMBER, before)
         if self._given is not None:
             before(*self._given)
+
+
+def aside(flops: float, function: Callable[_P, _T], *given: _P.args, **keywords: _P.kwargs) -> _T:
+    """function(...) of NumPy, which is deaf to Ctrl-C and takes so many flops; where that is long, in a thread.
+
+    Ctrl-C is heard at once. The call then runs to its end in the background, where nothing takes its result: it must
+    write to nothing that anybody else has. It must release the GIL, as NumPy's products and LAPACK calls do and SciPy's
+    LAPACK calls do not.
+    """
+    if flops < _QUICK or threading.get_ident() != threading.main_thread().ident:  # else nothing is raised here
+        return function(*given, **keywords)
+    found: list[_T] = []
+    failed: list[BaseException] = []
+    context = contextvars.copy_context()  # NumPy's errstate is part of it
+
+    def run() -> None:
+        try:
+            found.append(context.run(function, *given, **keywords))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="curvk, a call of NumPy")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]

@@ -51,6 +51,7 @@ __all__ = [
 Progress = Callable[[int, int], object]
 
 _SLICE_FLOPS = 1.5e9  # of one call: some 50 ms at the least, so that Ctrl-C and progress wait no longer
+_SLICE_PAIRS = 1 << 20  # elements of the rows of pairs: their differences stay in the cache
 _SLICE_ROWS = 96  # a shorter slice would read the centers from memory too often
 
 
@@ -387,8 +388,11 @@ def _random_pairs(n: int, pairs: int, seed: int) -> tuple[Matrix, Matrix]:
 
 
 def _pair_squares(x: Matrix, first: Matrix, second: Matrix) -> Matrix:
-    e = x[first] - x[second]
-    squares: Matrix = np.einsum("nd,nd->n", e, e)
+    squares = np.empty(len(first), x.dtype)
+    step = max(1, _SLICE_PAIRS // max(1, x.shape[1]))
+    for i in range(0, len(first), step):
+        e = x[first[i : i + step]] - x[second[i : i + step]]
+        np.einsum("nd,nd->n", e, e, out=squares[i : i + step])
     return squares
 
 

@@ -44,6 +44,7 @@ Integers = np.ndarray[Any, Any]
 Terms = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 _WORD = 1 << 32
+_SLICE = 1e8  # values of a call, where draws can be taken in several: below 50 ms, between which Ctrl-C is heard
 
 
 def tensor_word(name: str, purpose: str = "probe") -> int:
@@ -342,8 +343,13 @@ def dot_seeds(
     tensors, offsets = _keys("dot_seeds", v, tensor, offset)
     first = v[0] if isinstance(v, list) and v else v
     out = empty(first, (len(numbers),), "float64", device_of(first))
-    end = (len(numbers), *_stream("dot_seeds", seed, dist))
-    _run("dot_seeds", "dot_seeds", (v, tensors, offsets, numbers, out), end)
+    stream, step = _stream("dot_seeds", seed, dist), max(1, len(numbers))
+    if len(numbers) > 1 and device_of(first) is None:
+        size = sum(math.prod(x.shape) for x in (v if isinstance(v, list) else [v]) if hasattr(x, "shape"))
+        step = max(1, int(_SLICE / max(size, 1)))
+    for i in range(0, max(1, len(numbers)), step):
+        some = numbers[i : i + step]
+        _run("dot_seeds", "dot_seeds", (v, tensors, offsets, some, out[i : i + step]), (len(some), *stream))
     return on_host(out)
 
 

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -23,6 +22,7 @@ from ._base import (
     KernelRegressor,
     Rows,
 )
+from ._dense import PRODUCTS, lapack_for, lauum, potrf
 
 __all__ = ["KernelRidgeCG", "KernelRidgeCGClassifier"]
 
@@ -49,27 +49,31 @@ class _Preconditioner:
         self._matrix = matrix = block.T  # symmetric; LAPACK writes where columns are contiguous
         self._diagonal = np.einsum("ii->i", matrix)
         self._diagonal += jitter
-        self._call(lapack.dpotrf(matrix, lower=0, clean=0, overwrite_a=1))
+        self._call(potrf(block))
         self._t = self._diagonal.copy()
         for start in range(0, p, 512):  # T' into the lower triangle
             rows = slice(start, start + 512)
             matrix[start + 512 :, rows] = matrix[rows, start + 512 :].T
             corner = matrix[rows, rows]
             corner[...] = np.triu(corner) + np.triu(corner, 1).T
-        self._call(lapack.dlauum(matrix, lower=1, overwrite_c=1))  # TT'
+        lauum(matrix)  # TT'
         self._diagonal += alpha / ratio
-        self._call(lapack.dpotrf(matrix, lower=1, clean=0, overwrite_a=1))
+        self._call(potrf(matrix))
         self._a = self._diagonal.copy()
         self._root = math.sqrt(ratio)
 
     @staticmethod
-    def _call(result: tuple[Any, int]) -> None:
-        if result[1]:
-            raise np.linalg.LinAlgError(f"the pivot of row {result[1]} is not positive")
+    def _call(failed: int) -> None:
+        if failed:
+            raise np.linalg.LinAlgError(f"the pivot of row {failed} is not positive")
 
     def _solve(self, v: Float64, diagonal: Float64, lower: bool, transposed: bool) -> Float64:
         self._diagonal[:] = diagonal
-        return np.asarray(lapack.dtrtrs(self._matrix, v, lower=lower, trans=transposed)[0])
+        step = max(1, int(PRODUCTS / len(v) ** 2))  # columns at once, as Ctrl-C waits for LAPACK
+        solve, found = lapack_for("trtrs", v), np.empty_like(v)
+        for c in range(0, v.shape[1], step):
+            found[:, c : c + step] = solve(self._matrix, v[:, c : c + step], lower=lower, trans=transposed)[0]
+        return found
 
     def from_u(self, u: Float64) -> tuple[Float64, Float64]:
         """T w = A^-1 u, and w."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigh  # type: ignore[import-untyped]
 
+from .._interrupt import aside
 from ..kernels import gram
 
 Rows = npt.NDArray[Any]
@@ -67,8 +67,8 @@ def nystrom(sample: Rows, components: int, beta: float, kernel: dict[str, Any]) 
     q = min(components, s - 1)
     matrix = gram.block(sample, sample, **kernel).astype(np.float64)
     matrix /= s
-    values, vectors = eigh(matrix, subset_by_index=[s - q - 1, s - 1], overwrite_a=True, check_finite=False)
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values, vectors = aside(9.0 * s**3, np.linalg.eigh, matrix)
+    values, vectors = values[: -q - 2 : -1], vectors[:, : -q - 2 : -1]
     floor = max(float(np.finfo(sample.dtype).eps) ** 0.5 * float(values[0]), float(np.finfo(np.float64).tiny))
     q = min(q, int(np.searchsorted(-values, -floor)))  # flattened further, what is left would drown in K's rounding
     tail = max(float(values[q]), floor)

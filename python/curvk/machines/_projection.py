@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
 
+from .._interrupt import aside
 from ..kernels import gram
+from ._dense import lapack_for, potrf
 from ._nystrom import Nystrom
 
 Rows = npt.NDArray[Any]
@@ -39,7 +40,7 @@ class Cholesky:
     def __call__(self, h: Rows) -> Rows:
         """L^-T L^-1 h by blocks of columns: potrs took 1.5 to 3 times as long for few columns."""
         L, theta, p = self.factor, h.copy(), len(h)
-        solve = _lapack("trtrs", L)
+        solve = lapack_for("trtrs", L)
         blocks = [slice(start, min(start + SOLVED_AT_ONCE, p)) for start in range(0, p, SOLVED_AT_ONCE)]
         for b in blocks:
             theta[b] -= L[b, : b.start] @ theta[: b.start]
@@ -48,10 +49,6 @@ class Cholesky:
             theta[b] -= L[b.stop :, b].T @ theta[b.stop :]
             theta[b] = solve(L[b, b], theta[b], lower=1, trans=1)[0]
         return theta
-
-
-def _lapack(name: str, like: Rows) -> Any:
-    return getattr(lapack, ("s" if like.dtype == np.float32 else "d") + name)
 
 
 def cholesky(Z: Rows, packed: Any, kernel: dict[str, Any], outputs: int) -> Cholesky:
@@ -67,13 +64,12 @@ def cholesky(Z: Rows, packed: Any, kernel: dict[str, Any], outputs: int) -> Chol
     K = np.empty((p, p), Z.dtype)
     gram.block(Z, packed, out=K, **kernel)
     diagonal = np.asarray(gram.diagonal(Z, **kernel))
-    A = K.T  # symmetric, so this is K in Fortran order; potrf overwrites its lower triangle only
+    A = K.T  # symmetric, so this is K in Fortran order; `potrf` overwrites its lower triangle only
     scale = float(diagonal.mean()) or 1.0
     rung, jitter = float(np.sqrt(p) * np.finfo(Z.dtype).eps), 0.0
     for attempt in range(20):
         np.fill_diagonal(A, diagonal + np.asarray(jitter * scale, Z.dtype))
-        _, failed = _lapack("potrf", A)(A, lower=1, clean=0, overwrite_a=1)
-        if not failed:
+        if not potrf(A):
             _warn_of_jitter(Z, jitter)
             entries = max(40, 4 * outputs) / (2 * Z.shape[1] + 40 + 2 * outputs)  # triangular solves wait for memory
             return Cholesky(A, jitter * scale, entries)
@@ -164,7 +160,8 @@ def pcg(Z: Rows, packed: Any, top: Nystrom, kernel: dict[str, Any], tol: float =
     s = len(top.vectors)
     # K(Z, S) E (s lambda)^-1/2 has the rank-q Nystrom approximation as its product with its transpose
     half = gram.matvec(Z, top.sample, top.vectors, **kernel) / np.sqrt(s * top.values).astype(Z.dtype)
-    basis, singular, _ = np.linalg.svd(half.astype(np.float64), full_matrices=False)
+    wide = half.astype(np.float64)
+    basis, singular, _ = aside(20.0 * wide.size * wide.shape[1], np.linalg.svd, wide, full_matrices=False)
     values = singular**2
     shrink = values[-1:].sum() / values - 1
     return PCG(Z, packed, kernel, np.ascontiguousarray(basis, Z.dtype), shrink.astype(Z.dtype), tol, max_iter)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._interrupt import uninterrupted
+from .._interrupt import aside, uninterrupted
 from ..zeroth._stream import integer
 from ._base import Floats, Need, Rows, Sketch, readonly
 
@@ -81,14 +81,14 @@ class FrequentDirections(Sketch):
         if not self._reading:
             rows, delta = self._buffer[: self._filled].copy(), 0.0
             if self._filled > self.l:
-                rows, delta = shrunk(rows, self._kept, self.l)
+                rows, delta = aside(_flops(rows), shrunk, rows, self._kept, self.l)
             self._reading = {"sketch": readonly(rows), "delta": self._delta + delta}
         return self._reading
 
     def _take(self, rows: Rows) -> None:
         while len(rows):
             if self._filled == len(self._buffer):
-                kept, delta = shrunk(self._buffer, self._kept, self.l)
+                kept, delta = aside(_flops(self._buffer), shrunk, self._buffer, self._kept, self.l)
                 with uninterrupted():
                     self._buffer[: len(kept)] = kept
                     self._filled = self._kept = len(kept)
@@ -147,6 +147,12 @@ class RobustFrequentDirections(FrequentDirections):
     def alpha(self) -> float:
         """Half of `delta`."""
         return self.delta / 2
+
+
+def _flops(rows: Floats) -> float:
+    """Of a shrink, roughly."""
+    n, d = rows.shape
+    return float(2.0 * n * n * d + 9.0 * n**3)
 
 
 def shrunk(rows: Floats, kept: int, l: int) -> tuple[Floats, float]:  # noqa: E741

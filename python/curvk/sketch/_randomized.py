@@ -8,6 +8,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._errors import message
+from .._interrupt import aside
 from ..kernels import noise
 from ..kernels import sketch as kernels
 from ..zeroth._stream import SEEDS, integer
@@ -76,18 +77,27 @@ def randomized_svd(
         raise kind(message(name, "range_finder", repr(range_finder), '"gaussian" or "sjlt"'))
     matrix: Floats = np.asarray(given, np.float64)
     width = min(k + oversample, n, d)
+    product = 2.0 * n * d * width
     with np.errstate(invalid="ignore", over="ignore"):
         if range_finder == "sjlt":
             first = np.zeros((-(-width // _BLOCKS) * _BLOCKS, d))
             kernels.sjlt(given, first, seed=seed, blocks=_BLOCKS)
         else:
-            first = matrix @ noise.fill(np.empty((d, width)), seed=seed, tensor=_WORD)
+            start = noise.fill(np.empty((d, width)), seed=seed, tensor=_WORD)
+            first = aside(product, np.matmul, matrix, start)
     if not within(first):  # what is not finite in A is in these sums too, at less work
         check_finite(name, "A", given)
     if range_finder == "sjlt":
-        first = matrix @ np.linalg.qr(first.T).Q
-    basis = np.linalg.qr(first).Q
+        first = aside(product, np.matmul, matrix, _basis(first.T))
+    basis = _basis(first)
     for _ in range(power):
-        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis).Q).Q
-    left, s, Vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+        other = _basis(aside(product, np.matmul, matrix.T, basis))
+        basis = _basis(aside(product, np.matmul, matrix, other))
+    small = aside(product, np.matmul, basis.T, matrix)
+    left, s, Vt = aside(20.0 * small.size * len(small), np.linalg.svd, small, full_matrices=False)
     return SVD(basis @ left[:, :k], s[:k].copy(), Vt[:k].copy())
+
+
+def _basis(columns: Floats) -> Floats:
+    """Orthonormal columns that span the given ones."""
+    return aside(4.0 * columns.size * columns.shape[1], np.linalg.qr, columns).Q

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._errors import message
-from .._interrupt import uninterrupted
+from .._interrupt import aside, uninterrupted
 from ..zeroth._stream import integer
 from ._base import Floats, Need, Rows, Sketch, readonly
 
@@ -141,8 +141,13 @@ class IncrementalSVD(Sketch):
         return found
 
     def _folded(self, rows: Floats) -> Factors:
-        factors = folded(self._factors, rows, self.k, self.method == "fd", self.keep_U)
-        return factors if factors.updates % RENEWAL else renewed(factors, self.keep_U)
+        s, Vt, _, turn, *_ = self._factors
+        width = len(s) + len(rows)
+        flops = 16.0 * width * width * (width + Vt.shape[1]) + 2.0 * len(turn) * width * len(s)
+        factors = aside(flops, folded, self._factors, rows, self.k, self.method == "fd", self.keep_U)
+        if factors.updates % RENEWAL:
+            return factors
+        return aside(flops + 4.0 * self.rows_seen * width**2, renewed, factors, self.keep_U)
 
     def _take(self, rows: Rows) -> None:
         while len(rows):
