@@ -320,3 +320,27 @@ def test_probes_and_replays(sender: Callable[[float], None]) -> None:
     x = rows(1, 50_000)[0]
     interrupted(lambda: curvk.curvature.hessian_diagonal(lambda x: 2 * x, x, sigma=0.1, samples=10**8), sender)
     assert np.isfinite(x).all()
+
+
+def test_a_replay_that_is_checked_leaves_the_first_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"w": rows(1, 1000)[0]}
+    first = params["w"].copy()
+    optimizer = zeroth.MeZO(params, lr=1e-2)
+    for _ in range(6):
+        optimizer.step(lambda p: float(np.square(p["w"]).sum()))
+    log, real = optimizer.log, zeroth.ZOLog.update
+
+    def update(self: Any, step: int) -> Any:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, step)
+
+    target = {"w": first.copy()}
+    with monkeypatch.context() as patch:
+        patch.setattr(zeroth.ZOLog, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            log.replay(target)
+    assert (target["w"] == first).all()
+    log.replay(target)
+    assert (target["w"] == params["w"]).all()
+    assert (target["w"] != first).any()
