@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import curvk.torch as ct  # noqa: E402
-from test_torch import EVENTS  # noqa: E402
+from test_torch_states import EVENTS  # noqa: E402
 from torch_storage_models import KINDS, STORAGES, bits, made, quadratic, run, same, saved, state_bits  # noqa: E402
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
