@@ -1,4 +1,7 @@
-"""Trees of arrays as files: one .npz of plain arrays; the one named "meta" is JSON and says where the others belong."""
+"""Files that are whole at any moment, and trees of arrays in them.
+
+A tree is one .npz of plain arrays; the one named "meta" is JSON and says where the others belong.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import secrets
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +34,44 @@ def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
         )
 
     meta = np.frombuffer(json.dumps(state, default=encode).encode(), np.uint8)
+
+    def save(unfinished: Path) -> None:
+        with open(unfinished, "xb") as file:
+            np.savez(file, **arrays, meta=meta)
+
+    replace(path, save)
+
+
+def replace(path: str | os.PathLike[str], save: Callable[[Path], object]) -> None:
+    """Calls save(a new name beside `path`) and gives that file the name, or leaves what was there.
+
+    A process that is killed leaves the old file or the new one, and at most `.NAME.HEX.tmp` beside it; no later call
+    minds that.
+    """
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(unfinished, "xb") as file:
-            np.savez(file, **arrays, meta=meta)
-            file.flush()
+        save(unfinished)
+        with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+    _keep_name(target.parent)
+
+
+def _keep_name(folder: Path) -> None:
+    """Has the folder's names written down, where the system does that: else a power cut can bring back the old file."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders; and one may be writable but not readable
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems refuse it; the file is in its place all the same
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def read(path: str | os.PathLike[str], writer: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .. import _store
 from .runner import Result
 
 MARKS = {"win": "+", "tie": "=", "loss": "-"}
@@ -132,12 +133,7 @@ def dumps(document: dict[str, Any]) -> str:
 def write(path: Path, save: Callable[[Path], object]) -> None:
     """Calls save(temporary path) and renames the file, so that nobody meets half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _store.replace(path, save)
 
 
 def busy(machine: dict[str, Any]) -> str:

@@ -7,13 +7,13 @@ import io
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import _store
 from .._errors import message
 from ._layers import Estimate, LayerGlass
 from ._measure import Measured, real_or_inf, standard_errors
@@ -159,7 +159,7 @@ class GlassResult:
             raise ValueError(
                 message("GlassResult.save", "path", repr(os.fspath(path)), "a name ending in .csv or .json")
             )
-        _write(Path(path), text)
+        _store.replace(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
     def plot(self, layers: Iterable[str] | None = None) -> Any:
         """A figure of Gamma^2, gamma^2 and curvature against distance, a colour per layer; needs matplotlib.
@@ -210,15 +210,3 @@ class GlassResult:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(target: Path, text: str) -> None:
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(unfinished, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
