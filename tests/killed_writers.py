@@ -351,7 +351,7 @@ def die_everywhere(writer: Writer, folder: Path, *, recognisable: bool) -> tuple
     assert steps > 6
     assert (
         0 < old <= steps - recognisable
-    )  # an example may end with the renaming; the package writes the folder after it
+    )  # the package goes on after renaming; examples end there
     return steps, old
 
 
