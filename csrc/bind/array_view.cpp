@@ -37,6 +37,19 @@ struct DLPackExchangeApi {
 constexpr int32_t device_cpu = 1, device_cuda = 2;
 constexpr uint8_t code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4;
 
+// What a type itself defines under a name, borrowed, or null. Asked of its dict and not of the type, whose metaclass may
+// run any code: a list that is being bound could then lose the arrays that were seen in it.
+PyObject* own_attribute(PyTypeObject* type, const char* name) {
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject* const dict = PyType_GetDict(type);  // null for no type that Python code can have an object of
+    PyObject* const found = dict ? PyDict_GetItemString(dict, name) : nullptr;
+    Py_XDECREF(dict);  // the type holds it
+    return found;
+#else
+    return type->tp_dict ? PyDict_GetItemString(type->tp_dict, name) : nullptr;
+#endif
+}
+
 // The exchange table of a tensor type, or null. Only types that define it themselves count, and torch's Parameter, which
 // shares Tensor's storage: other subclasses may wrap tensors that hold no memory of their own.
 const DLPackExchangeApi* exchange_api(PyTypeObject* type) {
@@ -49,16 +62,15 @@ const DLPackExchangeApi* exchange_api(PyTypeObject* type) {
     for (int i = 0; i < used; ++i)
         if (cache[i].type == type) return cache[i].api;
     const DLPackExchangeApi* api = nullptr;
-    const py::handle handle(reinterpret_cast<PyObject*>(type));
-    const bool own = py::dict(handle.attr("__dict__")).contains("__dlpack_c_exchange_api__");
-    const bool parameter = std::strcmp(type->tp_name, "Parameter") == 0 &&
-                           py::str(handle.attr("__module__")).cast<std::string>() == "torch.nn.parameter";
-    if (own || parameter) {
-        const py::object capsule = py::getattr(handle, "__dlpack_c_exchange_api__", py::none());
-        if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-            api = static_cast<const DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-            if (api->version.major != 1 || !api->tensor_from_object) api = nullptr;
-        }
+    PyObject* capsule = own_attribute(type, "__dlpack_c_exchange_api__");
+    if (!capsule && type->tp_base && std::strcmp(type->tp_name, "Parameter") == 0) {
+        PyObject* const module = own_attribute(type, "__module__");
+        if (module && PyUnicode_Check(module) && PyUnicode_CompareWithASCIIString(module, "torch.nn.parameter") == 0)
+            capsule = own_attribute(type->tp_base, "__dlpack_c_exchange_api__");
+    }
+    if (capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
+        api = static_cast<const DLPackExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+        if (api->version.major != 1 || !api->tensor_from_object) api = nullptr;
     }
     if (api && used < 8) {
         Py_INCREF(type);  // a cached type must not be freed and its address reused

@@ -82,6 +82,8 @@ class Plan {
     // Takes other arrays in place of the present ones; costs some tens of nanoseconds per array.
     void rebind(const py::tuple& columns) {
         if (running_) throw std::runtime_error(op_ + ": the plan is running in another thread; rebind it afterwards");
+        if (columns.size() != variants_->front().arrays.size())
+            throw py::type_error(op_ + ": wrong number of array arguments");
         bool accepted = bind(columns, false);
         if (!accepted) {
             const py::object format = fixed_format_ < 0 ? py::object(py::none()) : py::str(kernel_format_name());
@@ -255,7 +257,6 @@ class Plan {
         if (freeze_ && device_ != last_device) return false;
         if (device_ >= 0 && !k->on_device) return false;
         const auto& arrays = k->arrays;
-        if (arrays.size() != columns.size()) throw py::type_error(op_ + ": wrong number of array arguments");
         if (arrays.size() > max_arrays) throw std::runtime_error(op_ + ": raise max_arrays in the binder");
         addresses_.resize(arrays.size() * std::max<size_t>(rows_, 1));
         for (size_t c = 0; c < arrays.size(); ++c) {
@@ -263,6 +264,7 @@ class Plan {
             present_[c] = column != Py_None;
             owned_column_[c] = owned(*arrays[c], column);
             if ((PyTuple_CheckExact(column) || PyList_CheckExact(column)) && !PyList_CheckExact(columns[0].ptr())) return false;
+            if (arrays[c]->per && arrays[c]->nullable && present_[c] != present_[c - 1]) return false;  // codes and their scales
             if (!present_[c]) {
                 if (!arrays[c]->nullable) return false;
             } else if (arrays[c]->kind == Argument::table) {
@@ -284,8 +286,20 @@ class Plan {
         if (resolved) last_written_.clear(), sorted_.clear();
         else if (overlapping()) return false;
         kernel_ = k;
-        columns_ = columns;
+        columns_ = kept(columns);
         return true;
+    }
+
+    // The columns with lists as tuples: the arrays stay alive although their caller may take them out of its list.
+    static py::tuple kept(const py::tuple& columns) {
+        const auto is_list = [](py::handle c) { return PyList_CheckExact(c.ptr()); };
+        if (std::none_of(columns.begin(), columns.end(), is_list)) return columns;
+        py::tuple own(columns.size());
+        for (size_t c = 0; c < columns.size(); ++c) {
+            if (PyList_CheckExact(columns[c].ptr())) own[c] = py::tuple(columns[c]);
+            else own[c] = columns[c];
+        }
+        return own;
     }
 
     bool bind_row(const Kernel& k, const py::tuple& columns, size_t row, bool allow_strided) {
@@ -481,7 +495,7 @@ class Plan {
     std::vector<int64_t> layouts_;     // of each row's first array, kept while there are such columns
     size_t layout_ = 0;                // the next row's place in it
     int64_t total_ = 0;
-    py::object columns_;   // tuple that keeps the arrays alive; null before the first bind
+    py::object columns_;   // see kept(); null before the first bind
     int32_t device_ = View::on_host;
     py::object stream_of_;  // tells the stream where the arrays' library does not by DLPack's table
     py::object foreign_;   // list of written tensors, whose owner counts versions; null if there are none

@@ -86,12 +86,15 @@ def numpy_view(x: Any, function: str, label: str, device: int | None = None) -> 
     if device is not None:
         return _cuda.addresses(x, function, label, device)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") and not isinstance(x, type):
-        place = tuple(map(int, x.__dlpack_device__()))
+        place = _cuda.place_of(x)
+        if place is None:
+            found = f"{type(x).__name__}, whose __dlpack_device__ names none"
+            raise refuse(TypeError, found, "an array NumPy can view")
         if place[0] not in _CPU_DEVICES:
             raise refuse(BufferError, f"an array on DLPack device {place}", "a CPU array")
         try:
             return np.from_dlpack(x)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
             raise refuse(TypeError, f"{type(x).__name__} ({error})", "an array NumPy can view") from error
     if not isinstance(x, (list, tuple)):
         try:
@@ -232,6 +235,10 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     from ._signatures import ops
 
     generic = next(iter(ops()[op].values()))
+    if len(columns) != len(generic.arrays):
+        raise TypeError(f"{op}: wrong number of array arguments")
+    # Copies, since objects' own code may change the caller's lists while they are looked at.
+    columns = tuple(list(c) if type(c) is list else c for c in columns)
     name, lists = generic.arrays[0].name, type(columns[0]) is list
     first_label, first = next(_items(columns[0], name, lists), (name, None))
     device = _cuda.device_of(first)
@@ -243,7 +250,12 @@ def check(op: str, columns: tuple[Column, ...], fmt: str | None = None) -> Resol
     out: list[Column] = []
     foreign: list[Any] = []
     entries: list[tuple[str, bool, np.ndarray[Any, Any]]] = []
-    for argument, column in zip(kernel.arrays, columns, strict=True):
+    for at, (argument, column) in enumerate(zip(kernel.arrays, columns, strict=True)):
+        if (
+            argument.per and argument.nullable and (column is None) != (columns[at - 1] is None)
+        ):  # codes and their scales
+            found, needed = ("None", "an array") if column is None else (type(column).__name__, "None")
+            raise TypeError(message(op, argument.name, found, f"{needed}, like '{kernel.arrays[at - 1].name}'"))
         if column is None:
             if not argument.nullable:
                 raise TypeError(message(op, argument.name, "None", "an array"))

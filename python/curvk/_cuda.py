@@ -91,11 +91,24 @@ def device_of(x: Any) -> int | None:
     if _is_tensor(x):
         return x.device.index if x.device.type == "cuda" else None
     if hasattr(x, "__dlpack_device__"):
-        kind, device = map(int, x.__dlpack_device__())
+        kind, device = place_of(x) or (None, None)
         return device if kind == _CUDA else None
     if hasattr(x, "__cuda_array_interface__"):
-        return _device_of_address(x.__cuda_array_interface__["data"][0])
+        try:
+            address = x.__cuda_array_interface__["data"][0] or 0
+        except (KeyError, IndexError, TypeError):
+            return None
+        return _device_of_address(address) if isinstance(address, int) and 0 <= address < 1 << 64 else None
     return None
+
+
+def place_of(x: Any) -> tuple[int, int] | None:
+    """DLPack's device type and number of an object with that protocol; None where it tells something else."""
+    try:
+        kind, device = map(int, x.__dlpack_device__())
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (kind, device) if 0 < kind < 1 << 31 and 0 <= device < 1 << 31 else None
 
 
 def _device_of_address(address: int) -> int:
@@ -130,8 +143,13 @@ def addresses(x: Any, function: str, label: str, device: int) -> np.ndarray[Any,
         return _at(x.data_ptr(), tuple(x.shape), strides, _TORCH_TYPES[name], False)
     if hasattr(x, "__cuda_array_interface__"):
         given = x.__cuda_array_interface__
-        address, read_only = given["data"]
-        return _at(address or 0, given["shape"], given.get("strides"), given["typestr"], read_only)
+        try:
+            address, read_only = given["data"]
+            return _at(address or 0, given["shape"], given.get("strides"), given["typestr"], read_only)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            found_there = f"{type(x).__name__} ({type(error).__name__}: {error})"
+            needed = "an array with a whole __cuda_array_interface__"
+            raise TypeError(message(function, label, found_there, needed)) from error
     return _of_dlpack(x, function, label)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -81,6 +83,24 @@ def unchanged_on_error(machine: Any) -> Iterator[None]:
         machine.__dict__.clear()
         machine.__dict__.update(before)
         raise
+
+
+@contextmanager
+def rehearsal(owner: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is made of a file and tried out inside: any error means that the file is not what this class saved."""
+    try:
+        with warnings.catch_warnings():  # of rows without the feature names of those that were learned
+            warnings.simplefilter("ignore")
+            yield
+    except _DAMAGE as error:
+        found = f"{os.fspath(path)!r} ({type(error).__name__}: {error})"
+        raise ValueError(message(owner, "path", found, f"a whole file of {owner.removesuffix('.load')}")) from error
+
+
+_DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, LookupError),
+    *(MemoryError, RuntimeError, TypeError, ValueError),
+)
 
 
 def to_plain(value: Any) -> Any:

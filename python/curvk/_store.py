@@ -93,6 +93,14 @@ def read(path: str | os.PathLike[str], writer: str) -> Any:
             raise ValueError(text) from error
 
 
+def equal(found: Any, value: Any) -> bool:
+    """Whether what a file or a state dict has is this value; False for arrays, which compare element by element."""
+    try:
+        return bool(found == value)
+    except ValueError:
+        return False
+
+
 # What zipfile, zlib, NumPy and json raise on damaged or foreign bytes.
 _DAMAGE = (
     zipfile.BadZipFile,

@@ -24,6 +24,7 @@ from .._estimator import (
     check_int,
     from_plain,
     kernel_keywords,
+    rehearsal,
     to_plain,
 )
 from ..kernels import gram
@@ -158,13 +159,15 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
 
     @classmethod
     def load(cls: type[Machine], path: str | os.PathLike[str]) -> Machine:
-        """What `save` wrote; ValueError where the file is another's, truncated or damaged."""
-        state = _store.read(path, f"{cls.__name__}.save")
-        if not isinstance(state, dict) or state.get("machine") != cls.__name__:
-            found = state.get("machine") if isinstance(state, dict) else None
-            raise ValueError(message(f"{cls.__name__}.load", "path", f"a file of {found}", f"one of {cls.__name__}"))
-        machine = cls(**{k: from_plain(v) for k, v in state["params"].items()})
-        machine.__setstate__({**vars(machine), **{k: from_plain(v) for k, v in state["fitted"].items()}})
+        """What `save` wrote; ValueError where the file is another's, truncated or damaged, or it does not predict."""
+        state, owner = _store.read(path, f"{cls.__name__}.save"), f"{cls.__name__}.load"
+        found = state.get("machine") if isinstance(state, dict) else None
+        if not _store.equal(found, cls.__name__):
+            raise ValueError(message(owner, "path", f"a file of {found}", f"one of {cls.__name__}"))
+        with rehearsal(owner, path):
+            machine = cls(**{k: from_plain(v) for k, v in state["params"].items()})
+            machine.__setstate__({**vars(machine), **{k: from_plain(v) for k, v in state["fitted"].items()}})
+            machine.predict(np.zeros((1, machine.n_features_in_), machine.centers_.dtype))
         return machine
 
 

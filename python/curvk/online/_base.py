@@ -24,7 +24,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import _store
 from .._errors import message
-from .._estimator import WITHOUT_BANDWIDTH, check_int, from_plain, kernel_keywords, to_plain, unchanged_on_error
+from .._estimator import (
+    WITHOUT_BANDWIDTH,
+    check_int,
+    from_plain,
+    kernel_keywords,
+    rehearsal,
+    to_plain,
+    unchanged_on_error,
+)
 from .._interrupt import uninterrupted
 from ..kernels import gram
 from ._engine import FIRST_PIECE, PIECE, Engine, Keywords, Rows, next_piece
@@ -246,15 +254,26 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         """
         state, owner = _store.read(path, f"{cls.__name__}.save"), f"{cls.__name__}.load"
         found = state.get("learner") if isinstance(state, dict) else None
-        if found != cls.__name__:
+        if not _store.equal(found, cls.__name__):
             raise ValueError(message(owner, "path", f"a file of {found}", f"one of {cls.__name__}"))
-        try:
-            learner = cls(**_tree(state["params"], from_plain))
-            learner.__setstate__({**vars(learner), **_tree(state["state"], from_plain)})
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            needed = f"a whole file of {cls.__name__}"
-            raise ValueError(message(owner, "path", f"{type(error).__name__}: {error}", needed)) from error
+        with rehearsal(owner, path):
+            learner, other = cls._made(state), cls._made(state)
+            other._rehearse()
         return learner
+
+    @classmethod
+    def _made(cls, state: dict[str, Any]) -> Self:
+        """A learner of what a file has."""
+        learner = cls(**_tree(state["params"], from_plain))
+        learner.__setstate__({**vars(learner), **_tree(state["state"], from_plain)})
+        check_int(learner._owner("load"), "rows_seen_", learner.rows_seen_, 0)
+        return learner
+
+    def _rehearse(self) -> None:
+        """Predicts and learns a row, which fails where parts of a state do not fit together."""
+        x = np.zeros((1, self.n_features_in_))
+        self.predict(x)
+        self.partial_fit(x, getattr(self, "classes_", np.zeros(1))[:1])
 
 
 def _tree(node: Any, leaf: Any) -> Any:

@@ -239,15 +239,17 @@ class BudgetEngine(Engine):
         return {**found, "oldest": int(e.counts[1]), "row": self._row}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        rows, coef = state["rows"], state["coef"]
+        rows, coef, oldest = state["rows"], state["coef"], state["oldest"]
         m = len(rows)
+        if rows.shape[1:] != (self._d,) or coef.shape != (len(self._expansion.coef), m) or not 0 <= oldest < max(m, 1):
+            raise ValueError(f"rows {rows.shape}, coef {coef.shape} and the oldest slot {oldest} do not fit together")
         self._start(len(coef))
         e = self._expansion
         if m > e.capacity:
             e.resize(m)
         if m:
             self._landmarks, self._values = gram.Landmarks.of(rows), None
-        e.coef[:, :m], e.sums[:], e.counts[:2] = coef, state["sums"], (m, state["oldest"])
+        e.coef[:, :m], e.sums[:], e.counts[:2] = coef, state["sums"], (m, oldest)
         if e.matrix is not None:
             e.matrix[(slice(m),) * e.matrix.ndim] = state["matrix"]
         self._row = int(state["row"])

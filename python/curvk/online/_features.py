@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._backend import Plan
+from .._estimator import check_int
 from ..kernels import online
 from ._budget import BudgetEngine
 from ._engine import Engine, Keywords, Rows, Source, take
@@ -258,10 +259,17 @@ class FeatureEngine(Engine):
     def load_state(self, state: dict[str, Any]) -> None:
         self._one = None
         self.map.load_state(state["map"])
-        self._rows, self._since, self._ahead = (state[name] for name in ("rows", "since", "ahead"))
+        least = {"rows": 0, "since": 0, "ahead": 1}
+        self._rows, self._since, self._ahead = (check_int("FeatureEngine", k, state[k], n) for k, n in least.items())
         if "fill" in state:
             assert self._fill is not None
             self._fill.load_state(state["fill"])
         else:
-            self._fill = None
-            self.w, self.inverse = np.ascontiguousarray(state["w"]), state["inverse"]
+            w, inverse = np.ascontiguousarray(state["w"]), state["inverse"]
+            c, k = len(self.w), self.map.k
+            fits = inverse is None if self.step.rule == "gradient" else np.shape(inverse) == (c, k, k)
+            if w.shape != (c, k) or w.dtype != np.float64 or not fits:
+                raise ValueError(
+                    f"w {w.dtype} {w.shape} and inverse {np.shape(inverse)} for {c} outputs of {k} features"
+                )
+            self._fill, self.w, self.inverse = None, w, inverse

@@ -460,12 +460,15 @@ class SAM(Phase):
         """
         self._need_idle("load_state_dict")
         keys = self._as_dict({}).keys()
-        if not isinstance(state, Mapping) or state.keys() != keys or state["optimizer"] != "SAM":
+        if not isinstance(state, Mapping) or state.keys() != keys or not _store.equal(state["optimizer"], "SAM"):
             found = f"keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(message("SAM.load_state_dict", "state", found, f"what SAM.state_dict gives, {list(keys)}"))
         check_progress("SAM", state["sam"])
         base = state["base"]
-        for k, group in enumerate(base.get("param_groups", []) if isinstance(base, Mapping) else []):
+        groups = base.get("param_groups") if isinstance(base, Mapping) else None
+        for k, group in enumerate(groups if isinstance(groups, list) else []):
+            if not isinstance(group, Mapping):
+                continue  # the base refuses it
             try:
                 check_group("SAM", f"param_groups[{k}].", self._defaults | dict(group))
             except TypeError as error:

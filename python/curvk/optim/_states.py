@@ -139,7 +139,7 @@ class States:
 
         need(isinstance(state, Mapping), "state", type(state).__name__, f"what {self._name}.state_dict gives")
         for key, value in (("format", FORMAT), ("version", VERSION), ("optimizer", self._name)):
-            need(state.get(key) == value, key, repr(state.get(key)), repr(value))
+            need(_store.equal(state.get(key), value), key, repr(state.get(key)), repr(value))
         keys = self._as_dict(copy=False).keys()
         need(state.keys() == keys, "state", f"keys {list(state)}", f"keys {list(keys)}")
         try:

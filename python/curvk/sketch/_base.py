@@ -144,7 +144,7 @@ class Sketch:
 
         need(isinstance(state, dict), "path", type(state).__name__, f"what {cls.__name__}.save writes")
         for key, value in {"format": FORMAT, "version": VERSION, "sketch": cls.__name__}.items():
-            need(state.get(key) == value, key, repr(state.get(key)), repr(value))
+            need(_store.equal(state.get(key), value), key, repr(state.get(key)), repr(value))
         for key in ("settings", "numbers", "arrays"):
             need(isinstance(state.get(key), dict), key, type(state.get(key)).__name__, "a dict")
         try:

@@ -160,13 +160,18 @@ class Sampler:
 
         need(isinstance(state, Mapping), "state", type(state).__name__, f"what {self._name}.state_dict gives")
         for key in ("format", "version", "sampler"):
-            need(state.get(key) == own[key], key, repr(state.get(key)), repr(own[key]))
+            need(_store.equal(state.get(key), own[key]), key, repr(state.get(key)), repr(own[key]))
         need(state.keys() == own.keys(), "state", f"keys {list(state)}", f"keys {list(own)}")
         for key in ("settings", "arrays"):
             need(isinstance(state[key], Mapping), key, type(state[key]).__name__, "a dict")
             need(state[key].keys() == own[key].keys(), key, f"keys {list(state[key])}", f"keys {list(own[key])}")
         for key, value in own["settings"].items():
-            need(state["settings"][key] == value, f"settings[{key!r}]", repr(state["settings"][key]), repr(value))
+            need(
+                _store.equal(state["settings"][key], value),
+                f"settings[{key!r}]",
+                repr(state["settings"][key]),
+                repr(value),
+            )
         for key in self._counters:
             count = state[key]
             met = (key == "horizon" and count is None) or (type(count) is int and count >= 0)
