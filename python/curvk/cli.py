@@ -1,7 +1,8 @@
 """The command line: `curvk info | demo | bench`, also as `python -m curvk`.
 
 A sub-command is a module with `main(argv: list[str]) -> int`, imported when it is asked for. Exit codes: 0 done, 1 an
-answer was wrong, 2 wrong usage or a missing package, 130 interrupted, 141 the reader of the output went away.
+answer was wrong, 2 wrong usage or a missing package, 3 `bench --compare` found a regression, 130 interrupted, 141 the
+reader of the output went away.
 """
 
 from __future__ import annotations
