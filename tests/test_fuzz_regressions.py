@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def test_a_log_with_an_array_inside_of_its_header(tmp_path: Path) -> None:
     _store.write(path, state)
     with pytest.raises(ValueError, match=r"ZOLog.load: '.*log.npz': got "):
         zeroth.ZOLog.load(path)
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'fortran_order': (", "{'descr': ", "\x00", "", "[1]"])
+def test_a_member_whose_header_breaks_off(tmp_path: Path, header: str) -> None:
+    """NumPy reads a header that is no Python expression as one of Python 2's, token by token."""
+    path = tmp_path / "file.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("meta.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(ValueError, match=r"load: '.*file.npz' is not a whole file that this test saved"):
+        _store.read(path, "this test")
 
 
 def _changed(path: Path, place: str, value: Any) -> None:

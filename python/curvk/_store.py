@@ -13,6 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from struct import error as StructError
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -116,4 +118,8 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
     RecursionError,
+    AttributeError,
+    SyntaxError,
+    TokenError,
+    StructError,
 )
