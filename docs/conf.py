@@ -73,8 +73,8 @@ class KernelTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines = [
-            "| kernel | variant | reads | writes | bytes per element | operations | error class |",
-            "|" + "---|" * 7,
+            "| kernel, variant | reads | writes | bytes per element | operations | error class |",
+            "|" + "---|" * 6,
         ]
         for op, case in cases().items():
             shown: dict[str, list[str]] = {row.variant: [] for row in case.rows} or {next(iter(case.variants)): []}
@@ -85,7 +85,7 @@ class KernelTable(SphinxDirective):
                 streams = case.streams(options)
                 sides = [", ".join(f"`{a}`" for a, use in streams.items() if side in use) for side in "rw"]
                 costs = ", ".join(f"{f}: {case.bytes(f, options):g}" for f in formats or case.formats if streams)
-                cells = [f"`{op}`", variant, *sides, costs, str(case.flops(options) or ""), case.error]
+                cells = [f"`{op}` {variant}", *sides, costs, str(case.flops(options) or ""), case.error]
                 lines.append(f"| {' | '.join(cells)} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
