@@ -171,8 +171,8 @@ class States:
                 self._check_numbers(numbers, f"param_groups[{k}].")
                 if self._sweeps:
                     _storage.check(self._name, f"param_groups[{k}].", numbers, self._layouts[k])
-            except TypeError as error:
-                raise ValueError(str(error)) from None
+            except TypeError as error:  # also of a comparison, which names no argument
+                raise ValueError(f"{self._name}.load_state_dict: param_groups[{k}]: {error}") from None
             if self._sweeps:
                 found, needed = map(_storage.format_of, (numbers, old))
                 remedy = f"use curvk.optim.convert_state_dict(state, {needed})"
