@@ -291,7 +291,7 @@ def _tensor(world: World, x: Array) -> Any:
     if kind == 1 and t.is_floating_point():
         t.requires_grad_(True)
     if kind == 2:
-        return t.to_sparse() if t.ndim else t
+        return t.to_sparse() if t.ndim and t.is_floating_point() else t
     if kind == 3 and t.is_floating_point():
         return torch.nn.Parameter(t)
     if kind == 4:
