@@ -12,6 +12,7 @@ import pytest
 from curvk import _store, optim, zeroth
 from curvk._backend import call, core
 from curvk._signatures import ops
+from curvk.kernels.optim import adam_step
 
 compiled = pytest.mark.skipif(core is None, reason="this build has no compiled binder")
 
@@ -245,3 +246,26 @@ def test_a_learners_file_that_does_not_fit(tmp_path: Path, kind: str, place: str
     _changed(path, place, value)
     with pytest.raises(ValueError, match=rf"{kind}.load: argument 'path': got '.*learner.npz'"):
         type(learner).load(path)
+
+
+def test_an_index_that_does_not_compare_with_numbers(backend: str) -> None:
+    class Index:
+        def __index__(self) -> int:
+            return 1 << 63
+
+    p, g, m, v = np.ones((4, 3))
+    with pytest.raises(ValueError, match=r"adam_step: argument 'step': got .*, needs a number in .1, inf. below 2\^63"):
+        adam_step(p, g, m, v, step=Index(), lr=0.1)  # type: ignore[arg-type]
+
+
+def test_an_array_where_a_state_has_indices_or_a_count() -> None:
+    w = np.ones(3)
+    adam = optim.Adam([w])
+    state = adam.state_dict()
+    state["param_groups"][0]["params"] = np.ones((3, 4))
+    with pytest.raises(ValueError, match=r"Adam.load_state_dict: argument 'param_groups.0..params'"):
+        adam.load_state_dict(state)
+    state = adam.state_dict()
+    state["state"][0] = {"step": np.ones(2)}
+    with pytest.raises(ValueError, match=r"Adam.load_state_dict: argument 'state.0.'"):
+        adam.load_state_dict(state)

@@ -28,10 +28,17 @@ def not_a_number(op: str, name: str, value: Any, integer: bool) -> NoReturn:
     """Raises for a scalar that is not a real number or, where one is needed, not an integer, or that C cannot hold."""
     if hasattr(value, "__index__"):
         interval = _argument(op, name).range or ("[-2^63, 2^63)" if integer else "(-2^1024, 2^1024)")
-        limit = " below 2^63" if integer and value > 0 and "2^63" not in f"{interval}" else ""
+        limit = " below 2^63" if integer and _is_positive(value) and "2^63" not in f"{interval}" else ""
         raise ValueError(message(op, name, f"{value}", f"a number in {interval}{limit}"))
     needed = "an integer" if integer else "a real number"
     raise TypeError(message(op, name, f"{value!r} of type {type(value).__name__}", needed))
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return bool(value.__index__() > 0)  # which need not compare with numbers itself
+    except Exception:  # what made it none
+        return False
 
 
 def check_scalar(op: str, name: str, value: Any) -> Any:

@@ -268,8 +268,7 @@ def _cuda(world: World, x: Array) -> Any:
 
 
 def _array_array(world: World, x: Array) -> Any:
-    made = array.array(world.draw.pick("fdbBhHiIlLqQ"), [1] * 8)
-    return made
+    return array.array(world.draw.pick("fdbBhHiIlLqQ"), [1] * max(8, x.size))  # as long as the numbers say
 
 
 def _used(world: World, x: Array) -> Any:

@@ -161,9 +161,8 @@ class States:
             last = first + len(old["params"])
             indices = list(range(first, last))
             found = f"{len(new['params'])} arrays" if isinstance(new["params"], list) else type(new["params"]).__name__
-            need(
-                new["params"] == indices, f"param_groups[{k}].params", found, f"{last - first} arrays, as in this model"
-            )
+            met = _store.equal(new["params"], indices)
+            need(met, f"param_groups[{k}].params", found, f"{last - first} arrays, as in this model")
             first = last
             numbers = {key: _frozen(value) for key, value in new.items() if key != "params"}
             numbers |= {key: value for key, value in own.items() if key not in numbers}
@@ -193,7 +192,8 @@ class States:
             required = [name for name in moments if name.removesuffix("_scale") in self._required]
             bare = not entry.keys() & moments.keys()  # has stepped without moments, or they were reset
             extra = entry.keys() - {"step", *moments, *(_storage.KEPT if self._sweeps else ())}
-            complete = bare and (self._stateless or entry.get("step") == 0) and len(entry) > 1 - self._stateless
+            fresh = self._stateless or _store.equal(entry.get("step"), 0)
+            complete = bare and fresh and len(entry) > 1 - self._stateless
             needed = f"keys {['step', *required]} and perhaps {[*self._optional, *kept]}"
             met = "step" in entry and (complete or entry.keys() >= set(required)) and not extra
             need(met, f"state[{i}]", f"keys {list(entry)}", needed, _CONVERT if self._sweeps else "")
