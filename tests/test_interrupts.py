@@ -6,11 +6,14 @@ the whole test run is stopped; a call's slices are counted through the door to t
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,6 +208,35 @@ def test_aside_is_otherwise_the_call_itself() -> None:
     other.start()
     other.join()
     assert found == [True]  # no signal reaches another thread
+
+
+def test_aside_without_a_thread_to_be_had_is_the_call_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert _interrupt.aside(1e12, threading.get_ident) == threading.get_ident()
+
+
+def test_aside_keeps_nothing_of_a_call_that_failed() -> None:
+    """Its error, the error's traceback and what the frames there have must not hold each other."""
+
+    class Held:
+        pass
+
+    def fails(held: Held) -> None:
+        raise ZeroDivisionError
+
+    held = Held()
+    alive = weakref.ref(held)
+    gc.disable()
+    try:
+        with contextlib.suppress(ZeroDivisionError):
+            _interrupt.aside(1e12, fails, held)
+        del held
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

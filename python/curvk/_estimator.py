@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -89,8 +88,7 @@ def unchanged_on_error(machine: Any) -> Iterator[None]:
 def rehearsal(owner: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """What is made of a file and tried out inside: any error means that the file is not what this class saved."""
     try:
-        with warnings.catch_warnings():  # of rows without the feature names of those that were learned
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):  # not the filters of warnings, which all Python threads share
             yield
     except _DAMAGE as error:
         found = f"{os.fspath(path)!r} ({type(error).__name__}: {error})"

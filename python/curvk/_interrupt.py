@@ -61,8 +61,14 @@ def aside(flops: float, function: Callable[_P, _T], *given: _P.args, **keywords:
             failed.append(error)
 
     thread = threading.Thread(target=run, name="curvk, a call of NumPy")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # there is none to be had, as in what Python 3.12 calls at its exit
+        return function(*given, **keywords)
     thread.join()
     if failed:
-        raise failed[0]
+        try:
+            raise failed[0]
+        finally:
+            failed.clear()  # the error's traceback has this frame, and with it the arrays: they would hold each other
     return found[0]

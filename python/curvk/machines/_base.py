@@ -167,7 +167,10 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
         with rehearsal(owner, path):
             machine = cls(**{k: from_plain(v) for k, v in state["params"].items()})
             machine.__setstate__({**vars(machine), **{k: from_plain(v) for k, v in state["fitted"].items()}})
+            names = machine.__dict__.pop("feature_names_in_", None)  # a row without them is a warning
             machine.predict(np.zeros((1, machine.n_features_in_), machine.centers_.dtype))
+            if names is not None:
+                machine.feature_names_in_ = names
         return machine
 
 

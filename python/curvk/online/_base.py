@@ -271,6 +271,7 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
 
     def _rehearse(self) -> None:
         """Predicts and learns a row, which fails where parts of a state do not fit together."""
+        self.__dict__.pop("feature_names_in_", None)  # a row without them is a warning
         x = np.zeros((1, self.n_features_in_))
         self.predict(x)
         self.partial_fit(x, getattr(self, "classes_", np.zeros(1))[:1])

@@ -95,7 +95,8 @@ def randomized_svd(
         basis = _basis(aside(product, np.matmul, matrix, other))
     small = aside(product, np.matmul, basis.T, matrix)
     left, s, Vt = aside(20.0 * small.size * len(small), np.linalg.svd, small, full_matrices=False)
-    return SVD(basis @ left[:, :k], s[:k].copy(), Vt[:k].copy())
+    U = aside(2.0 * n * width * k, np.matmul, basis, left[:, :k])
+    return SVD(U, s[:k].copy(), Vt[:k].copy())
 
 
 def _basis(columns: Floats) -> Floats:

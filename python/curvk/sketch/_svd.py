@@ -113,7 +113,8 @@ class IncrementalSVD(Sketch):
             raise ValueError(message(f"{self._name}.U", "keep_U", "False", "True", "construct with keep_U=True"))
         factors = self._read()
         if "U" not in self._reading:
-            self._reading["U"] = readonly(factors.U())
+            flops = 2.0 * factors.base.size * len(factors.s)
+            self._reading["U"] = readonly(aside(flops, factors.U))
         U: Floats = self._reading["U"]
         return U
 
