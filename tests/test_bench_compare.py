@@ -5,11 +5,13 @@ Times come from a made-up machine here, with noise, slow hours and planted regre
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -358,6 +360,42 @@ def test_no_place_to_keep_is_said_first(machine: Machine, tmp_path: Path, capsys
     assert machine.measured == 0
 
 
+def test_a_folder_that_may_not_be_written_is_said_first(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*, dir: Path) -> None:  # root may write anywhere
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    assert run("--history", str(tmp_path)) == 2
+    assert "no folder to keep results in: Permission denied" in capsys.readouterr().err
+    assert machine.measured == 0
+
+
+def test_a_user_without_a_home_is_told_of_the_option(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert run() == 2
+    assert "--history DIR" in capsys.readouterr().err
+    assert machine.measured == 0
+
+
+@pytest.mark.parametrize("gflops", [float("nan"), -1.0, "fast"])
+def test_a_matrix_product_that_is_none(machine: Machine, tmp_path: Path, gflops: Any) -> None:
+    run()
+    (path,) = kept(tmp_path)
+    document = json.loads(path.read_text())
+    document["machine"]["limits"]["sgemm_GFLOP_s"] = {str(row["threads"]): gflops for row in document["rows"]}
+    path.write_text(json.dumps(document))
+    with pytest.raises(history.HistoryError, match="GFLOP/s"):
+        history.read(path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -368,6 +406,7 @@ def test_no_place_to_keep_is_said_first(machine: Machine, tmp_path: Path, capsys
         (["--compare", "--check-only"], "--check-only"),
         (["--compare", "a", "b", "c"], "at most two"),
         (["--compare", "a", "b", "--quick"], "measures nothing"),
+        (["--compare", "a", "b", "--history", "x"], "measures nothing"),
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

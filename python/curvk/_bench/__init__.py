@@ -71,7 +71,8 @@ def _arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         parser.error("--check-only: measures nothing that --compare could compare")
     if len(files) > 2:
         parser.error(f"--compare: got {len(files)} files, takes at most two, an old result and a new one")
-    if len(files) == 2 and (arguments.quick or arguments.out or arguments.kernels or arguments.threads):
+    measuring = (arguments.quick, arguments.out, arguments.kernels, arguments.threads, arguments.history)
+    if len(files) == 2 and any(measuring):
         parser.error("--compare OLD NEW: measures nothing, so that no option but --threshold and --json has a meaning")
     arguments.threshold = arguments.threshold or 0.1
     return parser, arguments

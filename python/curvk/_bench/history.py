@@ -119,8 +119,10 @@ def read(path: Path) -> dict[str, Any]:
         str(document["machine"]["date"]), bool(document["settings"]["quick"])
         for key, reading in readings(document).items():
             samples = [*reading.seconds, *(reading.limit or ())]
-            if not reading.seconds or not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in samples):
+            if not reading.seconds or not all(map(_measured, samples)):
                 raise ValueError(f"samples of {key} that are no times")
+            if reading.sgemm is not None and not _measured(reading.sgemm):
+                raise ValueError(f"a matrix product at {reading.sgemm!r} GFLOP/s")
             if reading.limit is not None and len(reading.limit) != len(reading.seconds):
                 raise ValueError(f"samples of {key} that are not one a round")
     except OSError as error:
@@ -131,6 +133,10 @@ def read(path: Path) -> dict[str, Any]:
         raise HistoryError(f"{path}: not a result of curvk bench: {error}") from error
     assert isinstance(document, dict)
     return document
+
+
+def _measured(x: Any) -> bool:
+    return isinstance(x, (int, float)) and 0 < x < float("inf")
 
 
 def last(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -125,9 +126,14 @@ def _before(arguments: argparse.Namespace, machine: dict[str, Any]) -> tuple[Pat
     Raises:
         history.HistoryError: they are not; the text says why.
     """
-    folder = arguments.history or history.default_folder()
     try:
-        (folder / history.name(machine)).mkdir(parents=True, exist_ok=True)
+        folder: Path = arguments.history or history.default_folder()
+    except RuntimeError as error:
+        raise history.HistoryError(f"no folder to keep results in: {error}; use --history DIR") from error
+    place = folder / history.name(machine)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()  # only whether it may be written
     except OSError as error:
         raise history.HistoryError(f"{folder}: no folder to keep results in: {error.strerror}") from error
     if not arguments.compare:
