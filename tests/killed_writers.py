@@ -234,9 +234,9 @@ if has("matplotlib"):
     WRITERS["bench and demo, picture"] = _figure
 if has("sklearn") and has("scipy"):
     WRITERS |= {"machine": _machine, "online learner": _learner}
-EXAMPLES = {"fewer_bytes": "write", "sketches": "write", "alice": "write"}
+EXAMPLES = {"sketches": "write"}
 if has("torch"):
-    EXAMPLES |= {"late_sam": "replace", "glass_density": "save"}
+    EXAMPLES |= {"fewer_bytes": "write", "alice": "write", "late_sam": "replace", "glass_density": "save"}
 if has("sklearn") and has("scipy"):
     EXAMPLES |= {"kernel_machines": "write", "stein": "write", "streams": "write"}
 
@@ -349,9 +349,7 @@ def die_everywhere(writer: Writer, folder: Path, *, recognisable: bool) -> tuple
             steps += 1
             old += examine(writer, folder, recognisable=recognisable) == 0
     assert steps > 6
-    assert (
-        0 < old <= steps - recognisable
-    )  # the package goes on after renaming; examples end there
+    assert 0 < old <= steps - recognisable  # the package goes on after renaming; examples end there
     return steps, old
 
 

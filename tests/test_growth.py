@@ -160,7 +160,7 @@ def test_a_leak_is_found() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     with pytest.raises(pytest.fail.Exception, match="more after batches"):
-        assert_nothing_grows(lambda: kept.append(object()), 40, "a list")
+        assert_nothing_grows(lambda: kept.append(object()), 1000, "a list")
     if heap():
         with pytest.raises(pytest.fail.Exception, match="more after batches"):
-            assert_nothing_grows(lambda: libc.malloc(1), 40, "malloc")
+            assert_nothing_grows(lambda: libc.malloc(1), 1000, "malloc")  # far above what others free meanwhile

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, Self
 
@@ -36,36 +35,12 @@ from .._estimator import (
 from .._interrupt import uninterrupted
 from ..kernels import gram
 from ._engine import FIRST_PIECE, PIECE, Engine, Keywords, Rows, next_piece
+from ._row import Row, progress_bar
 
 Labels = npt.NDArray[Any]
 
 WARM_UP = 128  # rows of which "median" is taken, after 2, 4, 8, ... of them
 WINDOW = 100  # rows between two looks for drift
-
-
-class _Row:
-    """Arrays for one row at a time, which an engine binds once; and the places of the labels."""
-
-    def __init__(self, d: int, c: int, labels: list[Any]) -> None:
-        self.shape, self.single, self.short = (d,), c == 1, d <= 64
-        self.X, self.Y, self.F = np.empty((1, d)), np.empty((1, c)), np.empty((1, c))
-        self.labels, self.places = labels, {label: place for place, label in enumerate(labels)}
-
-    def take(self, x: Any) -> bool:
-        """Puts the row into X; False where only the checks of whole calls can tell what is wrong with it."""
-        x = np.asarray(x)
-        if x.shape != self.shape or x.dtype.kind not in "fiub":
-            return False
-        if not (math.isfinite(sum(x.tolist())) if self.short else np.isfinite(x).all()):
-            return False
-        self.X[0] = x
-        return True
-
-    def best(self) -> int:
-        """The place of the label that F stands for."""
-        if self.single:
-            return int(self.F.item() > 0 and len(self.labels) > 1)
-        return int(self.F.argmax())
 
 
 class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -81,7 +56,7 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
     bandwidth_: float | None
 
     _engine: Engine
-    _row: _Row | None = None  # once the bandwidth is settled, as long as the classes are these
+    _row: Row | None = None  # once the bandwidth is settled, as long as the classes are these
     _first: Rows  # the rows that the bandwidth comes of, as long as it is not settled
 
     # ---- what subclasses give ---------------------------------------------------------------------------------------
@@ -181,7 +156,7 @@ class OnlineLearner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
 
     def _bind_row(self, labels: list[Any]) -> None:
         if self.rows_seen_ > WARM_UP or not self._measures:
-            self._row = _Row(self.n_features_in_, self._outputs(), labels)
+            self._row = Row(self.n_features_in_, self._outputs(), labels)
 
     def _rows(self, X: Any, reset: bool = False) -> Rows:
         """X as float64 (n, d) in C order; ValueError where it has NaN, infinities or another width."""
@@ -304,23 +279,6 @@ def _wider(state: dict[str, Any], d: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _bar(owner: str, rows: int, progress: bool | None) -> Iterator[Any]:
-    """A progress bar where one is asked for, or where the call takes over two seconds and a person may see it."""
-    if progress is False or (progress is None and (rows <= PIECE or not sys.stderr.isatty())):
-        yield None
-        return
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        if progress:
-            raise ImportError("progress=True needs tqdm, which is not installed; use: pip install tqdm") from error
-        yield None
-        return
-    with tqdm(total=rows, desc=owner, unit="row", delay=0 if progress else 2, leave=False) as bar:
-        yield bar
-
-
 class OnlineRegressor(RegressorMixin, OnlineLearner):  # type: ignore[misc]
     """Real targets (n,)."""
 
@@ -337,7 +295,7 @@ class OnlineRegressor(RegressorMixin, OnlineLearner):  # type: ignore[misc]
                 self._begin(X.shape[1], 1)
                 self.loss_ = 0.0
         Y = np.asarray(y, np.float64).reshape(-1, 1)
-        with _bar(self._owner(method), len(X), progress) as bar:
+        with progress_bar(self._owner(method), len(X), progress) as bar:
             return self._learn(X, Y, Y, bar)[:, 0], Y[:, 0]
 
     def partial_fit(self, X: Any, y: Any) -> Self:
@@ -536,7 +494,7 @@ class OnlineClassifier(ClassifierMixin, OnlineLearner):  # type: ignore[misc]
         else:
             self._check_kind(y, self.classes_, method)
         predicted, mistaken = np.empty(len(y), np.result_type(self.classes_, y)), np.empty(len(y), bool)
-        with _bar(self._owner(method), len(X), progress) as bar:
+        with progress_bar(self._owner(method), len(X), progress) as bar:
             for begin, end in self._parts(y):
                 index, Y = self._targets(y[begin:end])
                 best = self._best(self._learn(X[begin:end], Y, index, bar))
