@@ -190,6 +190,33 @@ def test_aside_hears_a_signal_that_the_call_does_not() -> None:
     ended.wait()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_waits_for_an_abandoned_call(run_python: Any) -> None:
+    run_python("""
+import os, signal, threading, time, warnings
+from curvk import _interrupt
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's own about fork beside threads
+signal.signal(signal.SIGINT, signal.default_int_handler)
+done = []
+
+def deaf():
+    time.sleep(1)
+    done.append(True)
+
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    _interrupt.aside(1e12, deaf)
+    raise SystemExit("not interrupted")
+except KeyboardInterrupt:
+    assert not done
+child = os.fork()
+if child == 0:
+    os._exit(0 if done and not _interrupt._aside else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""")
+
+
 def test_aside_is_otherwise_the_call_itself() -> None:
     def name() -> str:
         return threading.current_thread().name

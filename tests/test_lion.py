@@ -222,6 +222,8 @@ def test_refusals_name_no_lion_of_torchs() -> None:
     p = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(NotImplementedError, match=r"use an optimizer of torch\.optim"):
         ct.Lion([{"params": [p], "differentiable": True}])
+    with pytest.raises(ValueError, match=r"Lion, parameter group 0: argument 'betas': got 3, needs two numbers"):
+        ct.Lion([p], betas=3)
     with pytest.raises(NotImplementedError, match="capturable=True, but its lr is set on the host"):
         ct.Lion([{"params": [p], "capturable": True}])
     p.grad = torch.eye(3).to_sparse()[0]

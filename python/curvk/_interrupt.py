@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what signal wraps: its own functions look handlers up in enums, 10 us
 import contextvars
+import os
 import threading
 from collections.abc import Callable
 from signal import SIGINT
@@ -41,31 +42,50 @@ class uninterrupted:  # in the case of a function, which it is to its users: as 
             before(*self._given)
 
 
+_aside: dict[threading.Thread, threading.Event] = {}  # threads that run a call, and its end
+
+
+def _finish() -> None:
+    """Before a fork: a BLAS with calls in flight leaves its child without the threads that hold its locks."""
+    for thread, ended in list(_aside.items()):
+        if thread is not threading.current_thread():
+            ended.wait()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_finish)
+
+
 def aside(flops: float, function: Callable[_P, _T], *given: _P.args, **keywords: _P.kwargs) -> _T:
     """function(...) of NumPy, which is deaf to Ctrl-C and takes so many flops; where that is long, in a thread.
 
     Ctrl-C is heard at once. The call then runs to its end in the background, where nothing takes its result: it must
     write to nothing that anybody else has. It must release the GIL, as NumPy's products and LAPACK calls do and SciPy's
-    LAPACK calls do not.
+    LAPACK calls do not. A fork waits for it, and so does the end of the program.
     """
     if flops < _QUICK or threading.get_ident() != threading.main_thread().ident:  # else nothing is raised here
         return function(*given, **keywords)
     found: list[_T] = []
     failed: list[BaseException] = []
     context = contextvars.copy_context()  # NumPy's errstate is part of it
+    ended = threading.Event()
 
     def run() -> None:
+        _aside[thread] = ended
         try:
             found.append(context.run(function, *given, **keywords))
         except BaseException as error:
             failed.append(error)
+        finally:
+            del _aside[thread]
+            ended.set()
 
     thread = threading.Thread(target=run, name="curvk, a call of NumPy")
     try:
         thread.start()
     except RuntimeError:  # there is none to be had, as in what Python 3.12 calls at its exit
         return function(*given, **keywords)
-    thread.join()
+    ended.wait()  # a join that is interrupted takes the thread for ended, up to Python 3.12
     if failed:
         try:
             raise failed[0]

@@ -507,6 +507,15 @@ class FusedOptimizer(GroupedOptimizer):
         return type(error)(f"{self._name}: {text}")
 
 
+def pair_of(group: Group) -> tuple[Any, Any]:
+    """A group's betas, which users may have replaced by anything."""
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"argument 'betas': got {group['betas']}, needs two numbers in [0, 1)") from None
+    return beta1, beta2
+
+
 def _owned(storage: Storage, grads: list[Tensor]) -> Sequence[Tensor]:
     """The gradients as a column: a tuple, whose writes are not counted, where a sweep could write them but will not."""
     return tuple(grads) if storage.swept and not storage.zero_grad else grads

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._base import Fresh, FusedOptimizer, Group, Params, number
+from ._base import Fresh, FusedOptimizer, Group, Params, number, pair_of
 from ._states import State
 
 
@@ -66,9 +66,7 @@ class Lion(FusedOptimizer):
         return [0]  # all steps are alike
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
-        if len(group["betas"]) != 2:
-            raise ValueError(f"argument 'betas': got {group['betas']}, needs two numbers in [0, 1)")
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = pair_of(group)
         return (
             number(group["lr"]),
             number(beta1),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..optim import LossAdaptiveLR
-from ._base import Fresh, FusedOptimizer, Group, Params, number
+from ._base import Fresh, FusedOptimizer, Group, Params, number, pair_of
 from ._states import State
 from ._storage import Storage, chosen, storage_of
 
@@ -305,9 +305,7 @@ class Adam(FusedOptimizer):
         return self._steps[index].counts()
 
     def _scalars(self, group: Group, mark: Any, grad_scale: float) -> tuple[Any, ...]:
-        if len(group["betas"]) != 2:
-            raise ValueError(f"argument 'betas': got {group['betas']}, needs two numbers in [0, 1)")
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = pair_of(group)
         return (
             int(mark) + 1,
             number(group["lr"]),
