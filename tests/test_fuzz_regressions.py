@@ -77,6 +77,23 @@ def test_a_plan_keeps_arrays_that_its_caller_takes_out_of_the_list() -> None:
     assert alive() is None
 
 
+@compiled
+def test_a_plan_lets_go_of_what_it_is_told_to() -> None:
+    x, out = two()
+    alive = weakref.ref(x)
+    plan = core.Plan("exp", ([x], [out]))
+    del x
+    plan.release((0,))
+    assert alive() is None
+    with pytest.raises(RuntimeError, match="exp: the plan's arrays were released; rebind it"):
+        plan.run(())
+    with pytest.raises(IndexError, match="exp: no such column"):
+        plan.release((2,))
+    plan.rebind(([np.zeros(3, np.float32)], [out]))
+    plan.run(())
+    assert out.tolist() == [1, 1, 1]
+
+
 def test_a_list_that_shrinks_while_it_is_checked(backend: str) -> None:
     (x, out), (y, other) = two(), two()
     columns: tuple[list[Any], list[Any]] = ([x, y], [out, other])

@@ -64,6 +64,8 @@ def test_a_run_resumed_in_the_middle_has_the_same_bits(kind: str, way: str) -> N
     resumed = make(kind, twin)
     resumed.load_state_dict(state)
     want = optimizer.state_dict()
+    for group in want["param_groups"]:
+        group.update({"differentiable": False} if kind == "Alice" else {})  # a load spells out torch's key
     assert equal(resumed.state_dict(), want)
     assert train(kind, optimizer, model, range(3, 6)) == train(kind, resumed, twin, range(3, 6))
     assert all(map(torch.equal, values(model), values(twin)))

@@ -97,6 +97,23 @@ class Plan {
         }
     }
 
+    // Lets go of the arrays in these columns; the plan does not run until it is bound again. What it knows of the others
+    // stays, so that the next bind is quick.
+    void release(const py::tuple& which) {
+        if (running_) throw std::runtime_error(op_ + ": the plan is running in another thread; release it afterwards");
+        if (!columns_) return;
+        const auto bound = py::reinterpret_borrow<py::tuple>(columns_);
+        py::tuple own(bound.size());
+        for (size_t c = 0; c < own.size(); ++c) own[c] = bound[c];
+        for (const py::handle c : which) {
+            const size_t place = c.cast<size_t>();
+            if (place >= own.size()) throw py::index_error(op_ + ": no such column");
+            own[place] = py::none();
+        }
+        columns_ = own;
+        released_ = true;
+    }
+
     void run(const py::tuple& scalars) {
         // Numbers first: converting one may run Python code, which may rebind this plan.
         Slot slots[max_arguments];
@@ -109,6 +126,7 @@ class Plan {
         }
         if (given != scalars.size()) throw py::type_error(op_ + ": too many scalars");
         if (!kernel_) throw std::runtime_error(op_ + ": the plan's last arrays were refused; rebind it");
+        if (released_) throw std::runtime_error(op_ + ": the plan's arrays were released; rebind it");
         const Kernel& k = *kernel_;
         size_t column = 0;
         for (size_t i = 0; i < k.arguments.size(); ++i) {
@@ -287,6 +305,7 @@ class Plan {
         else if (overlapping()) return false;
         kernel_ = k;
         columns_ = kept(columns);
+        released_ = false;
         return true;
     }
 
@@ -496,6 +515,7 @@ class Plan {
     size_t layout_ = 0;                // the next row's place in it
     int64_t total_ = 0;
     py::object columns_;   // see kept(); null before the first bind
+    bool released_ = false;  // some of them are None by now
     int32_t device_ = View::on_host;
     py::object stream_of_;  // tells the stream where the arrays' library does not by DLPack's table
     py::object foreign_;   // list of written tensors, whose owner counts versions; null if there are none
@@ -512,6 +532,7 @@ PYBIND11_MODULE(_core, m) {
         .def(py::init<const std::string&, const py::tuple&, const py::object&>(), py::arg("op"), py::arg("columns"),
              py::arg("format") = py::none())
         .def("rebind", &Plan::rebind, py::arg("columns"))
+        .def("release", &Plan::release, py::arg("columns"))
         .def("run", &Plan::run, py::arg("scalars"));
     m.def(
         "call",

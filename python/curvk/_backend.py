@@ -161,6 +161,12 @@ class Plan:
             self._made_for = ""
             self._ready()
 
+    def release(self, columns: tuple[int, ...]) -> None:
+        """Lets go of the arrays in these columns; the plan does not run until it is bound again."""
+        self._columns = tuple(None if c in columns else column for c, column in enumerate(self._columns))
+        if self._made_for == _backend:
+            self._plan.release(columns)
+
     def run(self, scalars: tuple[Any, ...]) -> None:
         """Runs the kernel with these scalars, in the header's order."""
         self._ready().run(scalars)

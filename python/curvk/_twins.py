@@ -43,6 +43,9 @@ class Plan:
         self._resolved = None  # a plan whose last arrays were refused does not step the ones before
         self._resolved = check(self.op, columns, self.format)
 
+    def release(self, columns: tuple[int, ...]) -> None:
+        self._resolved = None  # which holds views of all
+
     @property
     def resolved(self) -> Resolved:
         if self._resolved is None:

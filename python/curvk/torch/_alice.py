@@ -129,7 +129,7 @@ class Alice(FusedOptimizer):
     _needed = ("step", "exp_avg", "exp_avg_sq", "center", "lookahead")
     _array_keys = ("exp_avg", "glass", "hessian", "exp_avg_sq", "center", "lookahead")
     _extra_keys = ("g_plus", "g_minus")
-    _absent: Group = {}  # noqa: RUF012
+    _absent: Group = {"differentiable": False}  # noqa: RUF012
     _has_options = True
     _step_supports_amp_scaling = True  # GradScaler then shows itself, and is refused
     _loaded: State | None = None  # the state dict that is being loaded, once it has been checked

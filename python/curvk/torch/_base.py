@@ -363,9 +363,8 @@ class FusedOptimizer(GroupedOptimizer):
             stays = not swept and get_backend() == "cpp" and grads and grads[0].untyped_storage().resizable()
             kept.append(plan if stays else None)
             end = len(columns) - 2 * swept - captured  # of the extras; a sweep's words follow, or a clock's array
-            for column in (grads, *columns[end - len(self._extra_keys) : end]):
-                if isinstance(column, list):
-                    column.clear()
+            if stays:
+                plan.release((1, *range(end - len(self._extra_keys), end)))
         self._plans = kept
 
     def _completed(
