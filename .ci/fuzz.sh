@@ -20,7 +20,7 @@ print(Path(find_spec("atheris").origin).parents[1] / "asan_with_fuzzer.so")')
 fuzz() {
     local name=$1
     shift
-    LD_PRELOAD="$runtime $(clang++ -print-file-name=libstdc++.so)" PYTHONPATH=$work/fuzz PYTHONMALLOC=malloc \
+    PYTHONHASHSEED=0 LD_PRELOAD="$runtime $(clang++ -print-file-name=libstdc++.so)" PYTHONPATH=$work/fuzz PYTHONMALLOC=malloc \
         ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=64 OMP_NUM_THREADS=1 \
         "$python" tests/fuzz/run.py "$name" "-artifact_prefix=$work/fuzz-found/$name-" "$@" >"$work/logs/fuzz-$name.log" 2>&1 || {
         grep -av '^#[0-9]\|^INFO' "$work/logs/fuzz-$name.log" | cut -c 1-200 | head -n 80

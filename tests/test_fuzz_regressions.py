@@ -13,6 +13,7 @@ from curvk import _store, optim, zeroth
 from curvk._backend import call, core
 from curvk._signatures import ops
 from curvk.kernels.optim import adam_step
+from curvk.zeroth import _log
 
 compiled = pytest.mark.skipif(core is None, reason="this build has no compiled binder")
 
@@ -184,6 +185,25 @@ def test_a_log_with_an_array_inside_of_its_header(tmp_path: Path) -> None:
     _store.write(path, state)
     with pytest.raises(ValueError, match=r"ZOLog.load: '.*log.npz': got "):
         zeroth.ZOLog.load(path)
+
+
+@pytest.mark.parametrize(
+    "place", [("header", "theta_0"), ("header", "selection", "mask_every"), ("end", "digest"), ("end", "skipped")]
+)
+def test_a_log_that_lacks_what_its_replay_reads(tmp_path: Path, place: tuple[str, ...]) -> None:
+    theta = {"w": np.ones(3, np.float32)}
+    opt = zeroth.SparseMeZO(theta, lr=0.1)
+    opt.step(lambda p: float(p["w"].sum()))
+    opt.log.save(tmp_path / "log.npz")
+    state = _store.read(tmp_path / "log.npz", "ZOLog.save")
+    node = state["content"]
+    for key in place[:-1]:
+        node = node[key]
+    del node[place[-1]]
+    state["checksum"] = _log._checksum(state["content"])
+    _store.write(tmp_path / "log.npz", state)
+    with pytest.raises(ValueError, match=rf"ZOLog.load: '.*log.npz': got KeyError: '{place[-1]}'"):
+        zeroth.ZOLog.load(tmp_path / "log.npz")
 
 
 @pytest.mark.parametrize("header", ["{'descr': '<f4', 'fortran_order': (", "{'descr': ", "\x00", "", "[1]"])

@@ -143,7 +143,7 @@ def _learner(made: Callable[[], Any], y: Any) -> Format:
     def use(learner: Any) -> None:
         learner.predict(X[:4])
         classes = getattr(learner, "classes_", None)
-        with suppress(ValueError):  # numbers that are right in kind and too large to go on with
+        with suppress(TypeError, ValueError):  # numbers too large to go on with; parameters that are read later on
             learner.partial_fit(X[:6], y[:6] if classes is None else np.resize(np.asarray(classes), 6))
 
     return Format(lambda: made().partial_fit(X, y), lambda given, path: type(given).load(path), use)

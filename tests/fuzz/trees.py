@@ -75,7 +75,7 @@ def mutate(tree: Any, draw: Draw, other: Callable[[Any, Draw], Any] | None = Non
     for _ in range(1 + draw.below(3)):
         found = places(tree)
         if not found:
-            return draw.pick(ODD)
+            return copied(draw.pick(ODD))
         node, key = found[draw.below(len(found))]
         kind, value = draw.below(8), node[key]
         changed = other(value, draw) if other is not None else None
@@ -84,11 +84,11 @@ def mutate(tree: Any, draw: Draw, other: Callable[[Any, Draw], Any] | None = Non
         elif kind < 4 and isinstance(value, np.ndarray):
             node[key] = other_array(value, draw)
         elif kind < 4:
-            node[key] = draw.pick(ODD)
+            node[key] = copied(draw.pick(ODD))
         elif kind == 4:
             del node[key]
         elif kind == 5 and isinstance(node, dict):
-            node[draw.pick(["x", "params", "state", "", key])] = draw.pick(ODD)
+            node[draw.pick(["x", "params", "state", "", key])] = copied(draw.pick(ODD))
         elif kind == 6:  # exchanged with another place
             there, name = found[draw.below(len(found))]
             if name in there if isinstance(there, dict) else name < len(there):

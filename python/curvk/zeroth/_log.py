@@ -383,6 +383,8 @@ class ZOLog:
             _check_header(state["header"])
             log = cls(state["header"])
             log.end, log._steps = state["end"], state["steps"]
+            if not (log.end is None or (type(log.end["digest"]) is int and type(log.end["skipped"]) is int)):
+                raise TypeError(f"end is {log.end!r}")
             n, steps = len(log.header["units"]), log._steps
             widths = {"coefs": log.header["n_probes"], "units": (n + 7) // 8, "factors": log.header["max_factors"]}
             for name, dtype in _COLUMNS.items():
@@ -412,11 +414,19 @@ def _check_header(header: Any) -> None:
     for name, kind in kinds.items():
         if type(header[name]) is not kind:
             raise TypeError(f"header[{name!r}] is {header[name]!r}")
+    if not (header["theta_0"] is None or type(header["theta_0"]) is int):
+        raise TypeError(f"header['theta_0'] is {header['theta_0']!r}")
     for name in ("rank", "interval"):  # of low-rank noise; absent for full rank
         if name in header and not (type(header[name]) is int and header[name] > 0):
             raise TypeError(f"header[{name!r}] is {header[name]!r}")
     if ("rank" in header) != ("interval" in header) or (header["restore"] == "lazy" and "rank" not in header):
         raise ValueError("header: low-rank noise without its rank or interval")
+    needed = [("selection", "rule")]
+    needed += [("selection", key) for key in ("keep", "mask_every") if header["selection"]["rule"] == Smallest.rule]
+    needed += [("estimator", "eps")] if header["restore"] == "grid" else []
+    for part, key in needed:
+        if not isinstance(header[part][key], (str, int, float)):
+            raise TypeError(f"header[{part!r}][{key!r}] is {header[part][key]!r}")
     if header["stream"] != STREAM:
         raise ValueError(f"stream version {header['stream']}, this curvk has {STREAM}")
     if not (0 <= header["seed"] < SEEDS and 1 <= header["n_probes"] < DRAWS and header["max_factors"] >= 0):
