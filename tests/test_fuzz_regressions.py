@@ -206,6 +206,14 @@ def test_a_log_that_lacks_what_its_replay_reads(tmp_path: Path, place: tuple[str
         zeroth.ZOLog.load(tmp_path / "log.npz")
 
 
+def test_an_array_of_text_that_is_none(tmp_path: Path) -> None:
+    """NumPy raised a SystemError where such an element was read."""
+    path = tmp_path / "file.npz"
+    _store.write(path, {"labels": np.full(2, 0x110000, np.uint32).view("<U1")})
+    with pytest.raises(ValueError, match=r"load: '.*file.npz' is not a whole file that X.save saved: SystemError"):
+        _store.read(path, "X.save")
+
+
 @pytest.mark.parametrize("header", ["{'descr': '<f4', 'fortran_order': (", "{'descr': ", "\x00", "", "[1]"])
 def test_a_member_whose_header_breaks_off(tmp_path: Path, header: str) -> None:
     """NumPy reads a header that is no Python expression as one of Python 2's, token by token."""

@@ -84,7 +84,10 @@ def read(path: str | os.PathLike[str], writer: str) -> Any:
                 members = {name: archive.read(name) for name in archive.namelist()}
 
             def array(name: str) -> Any:
-                return np.lib.format.read_array(io.BytesIO(members[f"{name}.npy"]), allow_pickle=False)
+                found = np.lib.format.read_array(io.BytesIO(members[f"{name}.npy"]), allow_pickle=False)
+                if found.dtype.kind == "U":
+                    found.tolist()  # raises where an element is no text, which NumPy finds out only when it is read
+                return found
 
             def decode(node: dict[str, Any]) -> Any:
                 return array(node["array"]) if node.keys() == {"array"} else node
@@ -122,4 +125,5 @@ _DAMAGE = (
     SyntaxError,
     TokenError,
     StructError,
+    SystemError,
 )
