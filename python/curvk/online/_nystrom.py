@@ -305,7 +305,11 @@ class SketchedNystrom(_Landmarked):
         self._rows, self._landmarks = gram.Landmarks.of(state["rows"]), gram.Landmarks.of(state["landmarks"])
         for name in self._ARRAYS:
             setattr(self, f"_{name}", state[name].copy())
+        slot = (self._first + self._refreshes) % (self._memory or 2 * max(self._first, 1)) if self._REPLACES else 0
+        if self.ready and (self._S.shape != (len(self._rows), self.sketch_size) or not 0 <= slot <= len(self._rows)):
+            raise ValueError(f"a sketch of shape {self._S.shape} and the slot {slot} for {len(self._rows)} rows")
 
+    _REPLACES = True  # whether a refresh puts its row into a slot
     _ARRAYS = ("S", "Phi_pm", "Phi_pp", "V", "lam", "Q")
 
 
@@ -365,4 +369,5 @@ class PublishedNystrom(SketchedNystrom):
         inverse = np.where(values > self._CUT, 1.0 / np.maximum(values, self._CUT), 0.0)
         self._Q = np.ascontiguousarray(right.T @ (inverse[:, None] * (left.T @ (self._V * np.sqrt(self._lam)))))
 
+    _REPLACES = False
     _ARRAYS = ("S", "Phi_pm", "U", "V", "lam", "Q")
