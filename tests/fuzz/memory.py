@@ -313,7 +313,7 @@ WRAPS: list[Callable[[World, Array], Any]] = [
     lambda w, x: x.tolist() if not x.dtype.hasobject and x.size < 100 else [x],
     lambda w, x: memoryview(x) if x.dtype.kind in "fiu" else memoryview(b"1234"),
     _array_array,
-    lambda w, x: (ctypes.c_float * 8)(),
+    lambda w, x: (ctypes.c_float * max(8, x.size))(),
     lambda w, x: x.view(np.ma.MaskedArray),
     lambda w, x: x.view(np.recarray),
     lambda w, x: x.view(type("Mine", (np.ndarray,), {})),

@@ -308,6 +308,8 @@ class SketchedNystrom(_Landmarked):
         slot = (self._first + self._refreshes) % (self._memory or 2 * max(self._first, 1)) if self._REPLACES else 0
         if self.ready and (self._S.shape != (len(self._rows), self.sketch_size) or not 0 <= slot <= len(self._rows)):
             raise ValueError(f"a sketch of shape {self._S.shape} and the slot {slot} for {len(self._rows)} rows")
+        if self.ready and (self._V.shape != (self.sketch_size, self.k) or self._lam.shape != (self.k,)):
+            raise ValueError(f"factors of shapes {self._V.shape} and {self._lam.shape} for rank {self.k}")
 
     _REPLACES = True  # whether a refresh puts its row into a slot
     _ARRAYS = ("S", "Phi_pm", "Phi_pp", "V", "lam", "Q")
