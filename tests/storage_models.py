@@ -9,6 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from curvk.optim import SGD, Adam, AdamW, AdamZ
+from optim_models import assert_same as assert_same
+from optim_models import contents as contents
+from optim_models import grads_like as grads_like
 
 Arrays = list[Any]
 BF16 = ml_dtypes.bfloat16
@@ -47,25 +50,6 @@ def model(seed: int = 0, dtype: Any = np.float32) -> Arrays:
         np.array(rng.standard_normal(), dtype),
         np.zeros((0, 3), dtype),
     ]
-
-
-def grads_like(params: Arrays, seed: int) -> Arrays:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(p.shape).astype(p.dtype) for p in params]
-
-
-def contents(optimizer: Any) -> list[bytes]:
-    """All bytes that a step may write."""
-    arrays = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [entry[name] for entry in optimizer.state for name in sorted(entry)]
-    numbers = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    return [np.asarray(a).tobytes() for a in arrays + states] + [repr((numbers, optimizer.skipped_steps)).encode()]
-
-
-def assert_same(a: Arrays, b: Arrays) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.tobytes() == y.tobytes()
 
 
 def bits(x: Any) -> Any:

@@ -37,7 +37,7 @@ def not_a_number(op: str, name: str, value: Any, integer: bool) -> NoReturn:
 def _is_positive(value: Any) -> bool:
     try:
         return bool(value.__index__() > 0)  # which need not compare with numbers itself
-    except Exception:  # what made it none
+    except Exception:  # its own code, which may raise anything; the error about the value matters more
         return False
 
 
