@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import curvk
 import ml_dtypes
 import numpy as np
 import pytest
+from alice_models import bytes_of, grads_of
 from curvk._backend import compiled
 from curvk._bench.codes import power
 from curvk.kernels import half, noise
@@ -248,15 +248,6 @@ def model(dtype: Any = np.float32, seed: int = 0) -> list[Any]:
         np.zeros((0, 3), dtype),
         rng.standard_normal(4099).astype(dtype),
     ]
-
-
-def grads_of(params: list[Any]) -> Callable[[], list[Any]]:
-    return lambda: [np.asarray(np.cos(3 * p.astype(np.float64)) + 0.5, dtype=p.dtype) for p in params]
-
-
-def bytes_of(alice: Alice, params: list[Any]) -> list[bytes]:
-    states = [entry[name] for entry in alice.state for name in sorted(entry)]
-    return [np.asarray(x).tobytes() for x in (*params, *states, alice.t)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=str)
